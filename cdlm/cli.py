@@ -1,0 +1,327 @@
+"""The command line: `cdlm run recipes/extra_token.toml`, and the verbs around it.
+
+Nothing here imports torch until a verb needs it, so that help, list, show and check answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cdlm import plugins
+from cdlm.errors import CdlmError
+
+if TYPE_CHECKING:
+    from cdlm.run import Job, Outcome
+    from cdlm.rundir import RunDir
+
+app = typer.Typer(
+    name="cdlm",
+    help="Caption images with diffusion language models.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value: --set train.steps=500."),
+]
+Runs = Annotated[Path, typer.Option(metavar="DIR", help="The folder of all runs.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where this recipe's run stopped.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
+Threads = Annotated[int, typer.Option(metavar="N", help="CPU threads; 0 leaves it to torch.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+
+
+# ------------------------------------------------------------------------------------------ runs
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    set_: Sets = None,
+    runs: Runs = Path("runs"),
+    resume: Resume = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Train a recipe, caption its evaluation split, and score the captions."""
+    _train(recipe, set_, runs, resume, device, threads, evaluate=True)
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    set_: Sets = None,
+    runs: Runs = Path("runs"),
+    resume: Resume = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Train a recipe, and stop there."""
+    _train(recipe, set_, runs, resume, device, threads, evaluate=False)
+
+
+def _train(
+    recipe: Path,
+    sets: list[str] | None,
+    runs: Path,
+    resume: bool,
+    device: str,
+    threads: int,
+    evaluate: bool,
+) -> None:
+    from cdlm import recipe as recipes
+
+    resolved = recipes.load(recipe, sets or [])  # all mistakes first, before anything slow
+    from cdlm import progress
+    from cdlm import run as job_of
+
+    _use_threads(threads)
+    chosen = job_of.choose_device(device)
+    folder = job_of.begin(resolved, runs, resume, sys.argv)
+    _note(f"run: {folder.path}")
+    with folder.lock(), _logged(folder), progress.bars() as tell:
+        if resume and folder.finished:
+            _note("this run has finished; evaluating it again")
+        job = job_of.Job.open(folder, chosen)
+        with job_of.Stop().listening() as stop:
+            job_of.train_run(job, stop, tell)
+        outcome = job_of.evaluate_run(job, tell) if evaluate else None
+        picture = job_of.write_down(job, outcome) if outcome else None
+    if outcome:
+        _show(job, outcome, picture)
+    else:
+        print(f"run: {folder.path}")
+
+
+@app.command("eval")
+def evaluate(
+    run: RunFolder,
+    set_: Sets = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Caption and score a trained run again: --set evaluate.split=test, --set sampler.steps=5.
+
+    Prints the table; the run's own summary and samples stay as they are.
+    """
+    from cdlm import progress
+    from cdlm import run as job_of
+    from cdlm.rundir import RunDir
+
+    _use_threads(threads)
+    job = job_of.Job.open(RunDir.open(run), job_of.choose_device(device), set_ or [])
+    with progress.bars() as tell:
+        outcome = job_of.evaluate_run(job, tell)
+    _show(job, outcome, None)
+
+
+@app.command()
+def caption(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images and folders.")],
+    run: Annotated[Path, typer.Option(metavar="DIR", help="The run whose captioner to use.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JSON lines here.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps.")] = None,
+    sampler: Annotated[str | None, typer.Option(metavar="NAME", help="cdlm list sampler")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale; 1: none.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the first noise.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Caption your own images."""
+    from cdlm import progress
+    from cdlm.captioner import Captioner
+    from cdlm.parts.datasets import photos
+
+    found = photos.find(images)
+    captioner = Captioner.load(run, device)
+    with _lines_to(out) as write, progress.bars() as tell:
+        for start in range(0, len(found), 64):
+            paths = found[start : start + 64]
+            said = captioner(
+                paths, steps=steps, sampler=sampler, guidance=guidance, seed=seed + start
+            )
+            for path, text in zip(paths, said, strict=True):
+                write(str(path), text)
+            tell("captions", start + len(paths), len(found), "")
+
+
+# ----------------------------------------------------------------------------------------- looking
+
+
+@app.command("list")
+def list_(kind: Annotated[str, typer.Argument(metavar="[KIND]")] = "") -> None:
+    """List the components of a kind, or of all kinds."""
+    from cdlm import describe
+
+    print(describe.components(kind))
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(metavar="RECIPE | KIND")],
+    name: Annotated[str, typer.Argument(metavar="[NAME]")] = "",
+    set_: Sets = None,
+) -> None:
+    """Show a component (show schedule cosine), or a recipe resolved (show recipes/base.toml)."""
+    from cdlm import describe
+
+    print(describe.component(what, name) if name else describe.recipe(Path(what), set_ or []))
+
+
+@app.command()
+def check(recipe: RecipeFile, set_: Sets = None) -> None:
+    """Check a recipe, and report all its mistakes at once."""
+    from cdlm import recipe as recipes
+
+    resolved = recipes.load(recipe, set_ or [])
+    print(f"{recipe}: no mistakes (hash {resolved.hash[:8]})")
+
+
+@app.command("plugins")
+def plugins_() -> None:
+    """List the plugins that are installed, what they bring, and which failed to load."""
+    from cdlm import describe
+
+    print(describe.plugins_installed())
+
+
+@app.command()
+def doctor() -> None:
+    """Examine this machine: versions, devices, Java, disk."""
+    from cdlm import describe
+
+    healthy, text = describe.health()
+    print(text)
+    raise typer.Exit(0 if healthy else 1)
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeFile,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the model.")],
+    device: Device = "auto",
+) -> None:
+    """Train an image encoder on drawn scenes, as the one that ships with cdlm was."""
+    from cdlm import pretrain as encoders
+    from cdlm import progress
+    from cdlm.run import choose_device
+
+    with progress.bars() as tell:
+        encoders.make(recipe, out, choose_device(device), tell)
+    print(f'encoder: {out}\n    use it with encoder = {{ use = "open_clip", model = "{out}" }}')
+
+
+# ----------------------------------------------------------------------------------------- output
+
+
+def _show(job: Job, outcome: Outcome, picture: Path | None) -> None:
+    from rich.console import Console
+
+    from cdlm.evaluate import sample_table, table
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(sample_table(outcome.answers, 10, job.recipe.seed))
+    split = job.recipe.evaluate.split
+    console.print(table(outcome.scores, f"{job.recipe.name}, {split} split"))
+    if picture:
+        print(f"gallery: {picture}")
+    print(f"run: {job.run.path}")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _lines_to(out: Path | None) -> Iterator:
+    """A function that writes a path and its caption: as text, or as JSON lines into a file."""
+    import json
+
+    if out is None:
+        yield lambda path, text: print(f"{path}\t{text}", flush=True)
+        return
+    try:
+        file = out.open("w", encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise CdlmError(f"--out {out}: can't write there: {error.strerror}") from error
+    with file:
+        yield lambda path, text: file.write(json.dumps({"image": path, "caption": text}) + "\n")
+
+
+@contextmanager
+def _logged(folder: RunDir) -> Iterator[None]:
+    """Warnings go into the run's log.txt too."""
+    handler = logging.FileHandler(folder.log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def _use_threads(threads: int) -> None:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+def main() -> None:
+    """The `cdlm` command: exit code 2 and a message for what a person can mend."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    plugins.load().add_commands(app)
+    try:
+        app()
+    except CdlmError as error:
+        _fail(str(error))
+    except Exception as error:
+        _interrupted(error)
+        known = _known(error)
+        if known is None:
+            raise
+        _fail(known)
+
+
+def _fail(text: str) -> None:
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    _note(f"{red}error:{plain} {text}")
+    sys.exit(2)
+
+
+def _interrupted(error: Exception) -> None:
+    from cdlm.errors import Interrupted
+
+    if isinstance(error, Interrupted):
+        _note(f"{error}\n    go on with --resume")
+        sys.exit(error.code)
+
+
+def _known(error: Exception) -> str | None:
+    """What to tell people of an error that is not ours but whose cause is known."""
+    from cdlm.doctor import explain_import_error
+
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"the device's memory is too small: {error}\n"
+            "    try half the batch and twice the accumulation: --set train.batch=N "
+            "--set train.accumulate=M"
+        )
+    return explain_import_error(error)

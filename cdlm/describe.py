@@ -1,0 +1,110 @@
+"""What `cdlm list`, `show`, `plugins` and `doctor` print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cdlm import plugins, schema, signature, toml
+from cdlm import recipe as recipes
+from cdlm.errors import CdlmError, PluginError, nearest
+from cdlm.registry import KINDS, Entry
+from cdlm.signature import Parameter
+
+
+def components(kind: str = "") -> str:
+    """Every component of a kind, or of all, with the first sentence of its docstring."""
+    if kind and kind not in KINDS:
+        raise CdlmError(f'there is no kind "{kind}"\n    {nearest(kind, KINDS)}')
+    registry = plugins.load().registry
+    blocks = []
+    for one in [KINDS[kind]] if kind else KINDS.values():
+        rows = [_row(registry.get(one.name, name)) for name in registry.names(one.name)]
+        blocks.append("\n".join([f"{one.name}: {one.about}", *_columns(rows)]))
+    return "\n\n".join(blocks)
+
+
+def _row(entry: Entry) -> tuple[str, str]:
+    owner = "" if entry.owner.startswith("cdlm ") or entry.owner == "cdlm" else f" [{entry.owner}]"
+    try:
+        return entry.name, signature.read(entry).doc.strip().partition("\n")[0] + owner
+    except PluginError as error:
+        return entry.name, f"can't be used: {error}"
+
+
+def _columns(rows: Iterable[tuple[str, str]]) -> list[str]:
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"  {name:<{width}}  {text}" for name, text in rows]
+
+
+def component(kind: str, name: str) -> str:
+    """A component's docstring, parameters, owner, and a line of TOML that picks it."""
+    if kind not in KINDS:
+        raise CdlmError(f'there is no kind "{kind}"\n    {nearest(kind, KINDS)}')
+    entry = plugins.load().registry.get(kind, name)
+    spec = signature.read(entry)
+    lines = [f"{kind} {name}, from {entry.owner} ({entry.target})", "", spec.doc, ""]
+    if spec.parameters:
+        lines += ["parameters", *_columns(map(_parameter, spec.parameters)), ""]
+    return "\n".join([*lines, recipes.example(entry)])
+
+
+def _parameter(parameter: Parameter) -> tuple[str, str]:
+    default = "required" if parameter.required else f"default {toml.text(parameter.default)}"
+    about = f"; {parameter.comment}" if parameter.comment else ""
+    return parameter.name, f"{schema.words(parameter.annotation)}, {default}{about}"
+
+
+def recipe(path: Path, sets: Sequence[str]) -> str:
+    """A recipe with every default filled in, and where each value is from."""
+    resolved = recipes.load(path, sets)
+    rows = [(f"{key} = {toml.text(value)}", key) for key, value in _leaves(resolved.values())]
+    width = min(60, max(len(text) for text, _ in rows))
+    origins = resolved.origins
+    lines = [f"{text:<{width}}  # {_origin(key, origins)}" for text, key in rows]
+    return "\n".join([f"# {resolved.name}, hash {resolved.hash[:8]}", *lines])
+
+
+def _leaves(value: object, key: str = "") -> Iterable[tuple[str, object]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for i, item in enumerate(value):
+            yield from _leaves(item, f"{key}.{i}")
+    elif value is not None:
+        yield key, value
+
+
+def _origin(key: str, origins: dict[str, str]) -> str:
+    """The origin of a value, or of the nearest table around it."""
+    while key and key not in origins:
+        key = key.rpartition(".")[0]
+    return origins.get(key, "default")
+
+
+def plugins_installed() -> str:
+    """Each plugin with its version and components; failures with their reasons."""
+    found = plugins.load()
+    lines = []
+    for plugin in found.loaded:
+        lines.append(f"{plugin.owner} (entry point {plugin.name})")
+        lines += [f"  {entry.kind} {entry.name}" for entry in plugin.components]
+    for failure in found.failures:
+        lines.append(f"failed: {failure}")
+    return "\n".join(lines) or "no plugins are installed; the built-ins are listed by `cdlm list`"
+
+
+def health() -> tuple[bool, str]:
+    """Whether nothing is bad, and the doctor's findings."""
+    from cdlm.doctor import examine
+
+    failed = {str(f.plugin): f.reason for f in plugins.load().failures}
+    findings = examine(failed)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.status:<5} {finding.name}: {finding.text}")
+        if finding.mend:
+            lines.append(f"      {finding.mend}")
+    return all(finding.status != "bad" for finding in findings), "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Datasets: images with captions, in named splits."""

@@ -1,0 +1,36 @@
+"""What is done to the estimate of x0 before the sampler uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cdlm.kernels.nearest import nearest_token
+from cdlm.protocols import Embedding
+from cdlm.values import Fraction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Free:
+    """The estimate is used as it is.   Shapes: B L E."""
+
+    def __call__(self, x0_hat: Tensor, t: float, embedding: Embedding) -> Tensor:
+        return x0_hat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clamp:
+    """Every estimated vector becomes its nearest word.
+
+    x0_hat -> e_v,  v = argmin ||x0_hat - e_v||.   Shapes: B L E.
+    Source: Li et al. 2022 (Diffusion-LM), section 4.3, the clamping trick.
+    """
+
+    below: Fraction = 1.0  # only at times up to this; 1 clamps at every step
+
+    def __call__(self, x0_hat: Tensor, t: float, embedding: Embedding) -> Tensor:
+        if t > self.below:
+            return x0_hat
+        table = embedding.table()
+        return table[nearest_token(x0_hat.flatten(0, 1), table)].view_as(x0_hat)

@@ -1,0 +1,20 @@
+"""Where things lie that belong to no run: the feature cache, and what ships with the package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """$CDLM_CACHE, else $XDG_CACHE_HOME/cdlm, else ~/.cache/cdlm; need not exist yet."""
+    if chosen := os.environ.get("CDLM_CACHE"):
+        return Path(chosen).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification tells programs to ignore a relative path.
+    return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "cdlm"
+
+
+def assets_dir() -> Path:
+    """The files that ship inside the package, such as the encoder of the drawn scenes."""
+    return Path(__file__).parent / "assets"

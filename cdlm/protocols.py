@@ -1,0 +1,228 @@
+"""Every kind of component, as the one or two methods that it must have: the framework's manual.
+
+A recipe picks one component for each kind. Components are written against this file and
+`cdlm.records` alone; `train.py` and `sample.py` are the only places where the kinds meet, and they
+never ask which component they were given. See `cdlm list` for what is there, `cdlm show KIND NAME`
+for one of them, and `cdlm.testing` for the checks that each must pass.
+
+A component is a keyword-only frozen dataclass, or an nn.Module with a keyword-only `__init__`. Its
+signature is the schema of its TOML table. A parameter named `dims` is filled in by `compose`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Generator, Tensor
+
+    from cdlm.records import Answers, Batch, Condition, Guess, Level, Noised, State, Stream
+
+Denoise = Callable[["Tensor", float], "Tensor"]
+"""(x B L E, t) -> x0_hat B L E: network, guidance, decoding and rounding in one."""
+
+
+# ---------------------------------------------------------------------------------------- data
+
+
+class Split(Protocol):
+    """Some images of a dataset, in a fixed order, each with its captions."""
+
+    ids: list[str]  # unique
+    captions: list[list[str]]  # of each image, at least one
+    truths: list[Any]  # of each image: what is known beyond captions, or None
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any image of the split may have changed."""
+
+    def images(self, indices: Sequence[int]) -> list[Image]:
+        """The images at these positions, RGB. Raises DataError naming an unreadable file."""
+
+
+class Dataset(Protocol):
+    """kind `dataset`: images with captions, in named splits; the same at every call."""
+
+    provides: ClassVar[set[str]]  # of {"images", "scenes", ...}; what metrics may need
+
+    def split(self, name: str) -> Split:
+        """The split called `train`, `val` or `test`. Raises DataError where it is not to be had."""
+
+
+class Encoder(Protocol):
+    """kind `encoder`: images into features, frozen."""
+
+    needs: ClassVar[set[str]]  # of what the dataset provides
+
+    def identity(self) -> dict[str, Any]:
+        """All that changes its output (model, weights' sha256, preprocessing): the cache's key."""
+
+    def shape(self) -> tuple[int, int]:
+        """(N, C) of one image's feature."""
+
+    def to(self, device: str) -> None:
+        """Work on this device from now on."""
+
+    def lookup(self, ids: Sequence[str]) -> Tensor | None:
+        """Ready features len(ids) N C for these image ids, or None where they must be computed."""
+
+    def encode(self, images: Sequence[Image]) -> Tensor:
+        """images -> B N C, float32 on the CPU."""
+
+
+class Tokenizer(Protocol):
+    """kind `tokenizer`: captions into ids and back."""
+
+    pad: int  # the id of padding
+    end: int  # the id that ends a caption
+
+    def fit(self, captions: Sequence[str]) -> None:
+        """Learn the vocabulary from the training captions; nothing to do for a ready one."""
+
+    def __len__(self) -> int:
+        """V."""
+
+    def encode(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """captions -> ids B L, mask B L (True up to and including the end token)."""
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """ids B L -> captions; what follows the first end token is dropped."""
+
+    def save(self, path: Path) -> None:
+        """Write all that `load` needs into one file."""
+
+    def load(self, path: Path) -> None:
+        """Become the tokenizer that was saved."""
+
+
+class Length(Protocol):
+    """kind `length`: which of the L positions a caption occupies, in training and in sampling."""
+
+    def mask(self, batch: Batch) -> Tensor:
+        """-> B L bool: the positions that are attended to and scored in training."""
+
+    def draw(self, condition: Condition, rng: Generator) -> Tensor:
+        """-> B L bool: the positions that a sampled caption occupies."""
+
+
+class Metric(Protocol):
+    """kind `metric`: captions against what is known of their images."""
+
+    needs: ClassVar[set[str]]  # of what the dataset provides, beyond captions
+
+    def __call__(self, answers: Answers) -> dict[str, float]:
+        """-> {name: value}; higher is better unless the docstring says otherwise."""
+
+    def marks(self, answers: Answers) -> list[bool] | None:
+        """Each caption's own verdict, or None where the metric has none."""
+
+
+# ------------------------------------------------------------------------------------- process
+
+
+class Embedding(Protocol):
+    """kind `embedding`: word ids into the space that is diffused, and back. Module."""
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """ids B L -> B L E."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x B L E -> B L V: a score for every word."""
+
+    def table(self) -> Tensor:
+        """V E: the vector of every word, as `__call__` gives it."""
+
+
+class Schedule(Protocol):
+    """kind `schedule`: signal turns into noise; the ratio of the two falls strictly with t."""
+
+    def __call__(self, t: Tensor) -> Level:
+        """t B -> Level(alpha B, sigma B), alpha^2 + sigma^2 = 1."""
+
+
+class Timesteps(Protocol):
+    """kind `timesteps`: which noise levels training visits, and how much each counts."""
+
+    def __call__(self, batch: int, rng: Generator) -> tuple[Tensor, Tensor]:
+        """-> t B in (0, 1), weight B."""
+
+    def observe(self, t: Tensor, loss: Tensor) -> None:
+        """Told of every loss B at its t B; most do nothing with it."""
+
+
+class Target(Protocol):
+    """kind `target`: what the network is asked to say."""
+
+    def encode(self, noised: Noised, schedule: Schedule) -> Tensor:
+        """-> B L E: the right answer."""
+
+    def decode(self, y: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+        """The x0 B L E that the answer y B L E implies; decode(encode(z)) = x0."""
+
+
+class Loss(Protocol):
+    """kind `loss`: one term. Terms are logged each under its own name, and summed by weight."""
+
+    weight: float
+
+    def __call__(self, guess: Guess) -> Tensor:
+        """-> B: averaged over the scored positions of each caption, never over the batch."""
+
+
+# ------------------------------------------------------------------------------------- network
+
+
+class Conditioning(Protocol):
+    """kind `conditioning`: writes time or image into the stream; modes chain in order. Module."""
+
+    writes: ClassVar[set[str]]  # of {"tokens", "time", "context"}; the denoiser must read them
+    extra: int  # tokens that it adds to the sequence
+
+    def __call__(self, stream: Stream, condition: Condition) -> Stream:
+        """The stream with its part written."""
+
+
+class Denoiser(Protocol):
+    """kind `denoiser`: the transformer. Module."""
+
+    reads: ClassVar[set[str]]  # of {"tokens", "time", "context"}
+
+    def __call__(self, stream: Stream) -> Tensor:
+        """-> B M H. Positions where stream.mask is False must not change the others."""
+
+
+class Guidance(Protocol):
+    """kind `guidance`: combines the predictions with and without the image. Module."""
+
+    drop: float  # share of training captions whose image is withheld
+    both: bool  # whether the prediction without the image is needed when sampling
+
+    def __call__(self, with_: Tensor, without: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+        """B L E, B L E, t B, mask B L -> B L E."""
+
+
+# ------------------------------------------------------------------------------------ sampling
+
+
+class Rounding(Protocol):
+    """kind `rounding`: what is done to the estimate of x0 before the sampler uses it."""
+
+    def __call__(self, x0_hat: Tensor, t: float, embedding: Embedding) -> Tensor:
+        """B L E -> B L E."""
+
+
+class Sampler(Protocol):
+    """kind `sampler`: from noise to text, step by step."""
+
+    steps: int  # unless the caller asks for another number
+
+    def grid(self, steps: int) -> list[float]:
+        """steps + 1 falling times, from 1 to 0."""
+
+    def step(
+        self, state: State, s: float, denoise: Denoise, schedule: Schedule, rng: Generator
+    ) -> State:
+        """From state.t to s < state.t."""

@@ -1,0 +1,130 @@
+"""The letters, and the frozen records that travel between parts.
+
+One letter, one meaning, in every docstring and every shape suffix of cdlm:
+
+    B  batch                              V  vocabulary
+    L  caption length                     N  image tokens (1 for a pooled CLIP vector)
+    E  width of the diffused embedding    C  width of an image feature
+    H  width of the transformer           M  length the transformer sees (L + extra tokens)
+
+    t in [0, 1]: 0 is clean text, 1 is noise; s < t is the time stepped to.
+    x0, eps, x_t, x0_hat: the clean embeddings, the noise, the mixture, and the estimate of x0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cdlm.protocols import Embedding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dims:
+    """The widths that belong to the whole model; the one thing that is injected into parts."""
+
+    length: int  # L
+    width: int  # E
+    hidden: int  # H
+    vocab: int  # V
+    image_tokens: int  # N
+    image_width: int  # C
+    seen: int  # M
+
+
+@dataclass(frozen=True)
+class Level:
+    """How much signal and how much noise: x_t = alpha x0 + sigma eps. Shapes: B (or scalar)."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+    def over(self, x: Tensor) -> Level:
+        """The same level, shaped to multiply x (B ...)."""
+        shape = (-1, *[1] * (x.ndim - 1))
+        return Level(self.alpha.view(shape), self.sigma.view(shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Captions and the features of their images."""
+
+    ids: Tensor  # B L, integer
+    mask: Tensor  # B L, bool: True up to and including the end-of-caption token
+    features: Tensor  # B N C
+    image_id: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What a caption is conditioned on; where `keep` is False the image is withheld."""
+
+    features: Tensor  # B N C
+    keep: Tensor  # B, bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised:
+    """A batch of embedded captions, corrupted to time t."""
+
+    x0: Tensor  # B L E
+    eps: Tensor  # B L E
+    x_t: Tensor  # B L E
+    t: Tensor  # B
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """What conditioning writes and the denoiser reads."""
+
+    h: Tensor  # B M H: the sequence; caption positions and extra tokens
+    mask: Tensor  # B M, bool: the positions that may be attended to
+    t: Tensor  # B
+    text: slice  # where the L caption positions stand within M
+    time: Tensor | None = None  # B H: for denoisers with adaptive normalisation
+    context: Tensor | None = None  # B N H: for denoisers with cross-attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """All that a loss may look at."""
+
+    batch: Batch
+    noised: Noised
+    mask: Tensor  # B L, bool: the positions that are scored
+    wanted: Tensor  # B L E: what the network should have said
+    got: Tensor  # B L E: what it said
+    x0_hat: Tensor  # B L E: the x0 that this implies
+    embedding: Embedding
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where sampling stands; `carry` is the sampler's own memory between steps."""
+
+    x: Tensor  # B L E, at time t
+    t: float
+    x0_hat: Tensor | None = None  # B L E: the estimate that led here; None before the first step
+    carry: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Captions of a split beside what is known of their images; all that a metric may look at."""
+
+    image_ids: list[str]
+    captions: list[str]
+    references: list[list[str]]
+    truths: list[Any]  # what the dataset knows of each image beyond its captions, or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened in a run: a logged value, a checkpoint due, an end."""
+
+    step: int
+    name: str  # "loss", "loss/mse", "learning_rate", "captions_per_second", "checkpoint", ...
+    value: float

@@ -1,0 +1,221 @@
+"""The forward data flow: a batch of captions to a loss, and a loop that yields what happens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor, nn
+
+from cdlm.errors import CdlmError
+from cdlm.protocols import Schedule
+from cdlm.records import Batch, Condition, Event, Guess, Noised
+
+if TYPE_CHECKING:
+    from cdlm.compose import Parts
+    from cdlm.data import Captions
+    from cdlm.recipe import TrainTable
+
+
+def training_loss(parts: Parts, batch: Batch, rng: Generator) -> dict[str, Tensor]:
+    """Every term of the loss by name, weighted and averaged over the batch."""
+    mask = parts.length.mask(batch)
+    condition = withhold(batch.features, parts.guidance.drop, rng)
+    x0 = parts.embedding(batch.ids)
+    t, weight = parts.timesteps(len(x0), rng)
+    noised = corrupt(x0, t, parts.schedule, rng)
+    wanted = parts.target.encode(noised, parts.schedule)
+    got = parts.network(noised.x_t, t, condition, mask).float()
+    x0_hat = parts.target.decode(got, noised.x_t, t, parts.schedule)
+    guess = Guess(
+        batch=batch,
+        noised=noised,
+        mask=mask,
+        wanted=wanted,
+        got=got,
+        x0_hat=x0_hat,
+        embedding=parts.embedding,
+    )
+    terms = {name: loss.weight * loss(guess) for name, loss in parts.loss.items()}
+    parts.timesteps.observe(t, torch.stack(list(terms.values())).sum(0).detach())
+    return {name: (weight * term).mean() for name, term in terms.items()}
+
+
+def corrupt(x0: Tensor, t: Tensor, schedule: Schedule, rng: Generator) -> Noised:
+    """x_t = alpha x0 + sigma eps. Shapes: x0 B L E, t B."""
+    eps = torch.randn(x0.shape, generator=rng, device=x0.device)
+    level = schedule(t).over(x0)
+    return Noised(x0=x0, eps=eps, x_t=level.alpha * x0 + level.sigma * eps, t=t)
+
+
+def withhold(features: Tensor, drop: float, rng: Generator) -> Condition:
+    """The image is kept from a share `drop` of the captions."""
+    draw = torch.rand(len(features), generator=rng, device=features.device)
+    return Condition(features=features, keep=draw >= drop)
+
+
+# ------------------------------------------------------------------------------------ the learner
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What training changes: the modules, their moving average, and the optimizer's memory."""
+
+    model: nn.ModuleDict
+    average: dict[str, Tensor]  # of every parameter and buffer, by name
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def learner(parts: Parts, plan: TrainTable, device: str) -> Learner:
+    """Everything trainable of these parts, on a device. Matrices decay, vectors do not."""
+    model = parts.modules().to(device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=(0.9, 0.98), fused=True)
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    return Learner(model, average, optimizer)
+
+
+def snapshot(learner: Learner) -> dict[str, dict[str, Tensor]]:
+    """All that is needed to sample (`weights`) and to go on training (`training`)."""
+    memory = learner.optimizer.state_dict()["state"]
+    return {
+        "weights": learner.average,
+        "training": {f"model.{name}": value for name, value in learner.model.state_dict().items()}
+        | {f"optimizer.{i}.{key}": v for i, slots in memory.items() for key, v in slots.items()},
+    }
+
+
+def restore(learner: Learner, tensors: dict[str, dict[str, Tensor]]) -> None:
+    """Become the learner of a snapshot, bit for bit."""
+    for name, value in tensors["weights"].items():
+        learner.average[name].copy_(value)
+    model: dict[str, Tensor] = {}
+    memory: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors["training"].items():
+        owner, rest = name.split(".", 1)
+        if owner == "model":
+            model[rest] = value
+        else:
+            index, key = rest.split(".", 1)
+            memory.setdefault(int(index), {})[key] = value
+    learner.model.load_state_dict(model)
+    groups = learner.optimizer.state_dict()["param_groups"]
+    learner.optimizer.load_state_dict({"state": memory, "param_groups": groups})
+
+
+# --------------------------------------------------------------------------------------- the loop
+
+
+def train(
+    parts: Parts, learner: Learner, data: Captions, plan: TrainTable, seed: int, first: int = 0
+) -> Iterator[Event]:
+    """Train from step `first` on, yielding events; "step" after every step, "checkpoint" when due.
+
+    All randomness of a step comes from (seed, step), so a resumed run is the same run.
+    Raises CdlmError where loss or gradient is not finite; the step is not taken.
+    """
+    learner.model.train()
+    device = learner.device
+    for step in range(first, plan.steps):
+        torch.manual_seed(_mix(seed, step))  # dropout draws from the global generator
+        rng = Generator(device).manual_seed(_mix(seed, step))
+        rate = plan.lr * pace(step, plan)
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate
+        terms = _backward(parts, learner, data, plan, seed, step, rng)
+        norm = nn.utils.clip_grad_norm_(learner.model.parameters(), plan.clip)
+        if not torch.isfinite(norm):
+            raise CdlmError(_diverged(step, terms, norm))
+        learner.optimizer.step()
+        _average(learner, plan.ema, step)
+        yield from _events(step + 1, plan, terms, norm, rate)
+
+
+def _backward(
+    parts: Parts,
+    learner: Learner,
+    data: Captions,
+    plan: TrainTable,
+    seed: int,
+    step: int,
+    rng: Generator,
+) -> dict[str, Tensor]:
+    """Gradients of one step, over its micro-batches; the terms' means."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    total: dict[str, Tensor] = {}
+    for part in range(plan.accumulate):
+        batch = data.batch(step * plan.accumulate + part, plan.batch, seed)
+        with _precision(plan, learner.device):
+            terms = training_loss(parts, batch, rng)
+        torch.stack(list(terms.values())).sum().div(plan.accumulate).backward()
+        for name, value in terms.items():
+            total[name] = total.get(name, 0) + value.detach() / plan.accumulate
+    return total
+
+
+def _precision(plan: TrainTable, device: torch.device) -> AbstractContextManager[object]:
+    if plan.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def pace(step: int, plan: TrainTable) -> float:
+    """The learning rate as a share of its peak: a linear warm-up, then the recipe's decay."""
+    if step < plan.warmup:
+        return (step + 1) / plan.warmup
+    if plan.decay == "constant":
+        return 1.0
+    done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
+    return 1 - done if plan.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+@torch.no_grad()
+def _average(learner: Learner, decay: float, step: int) -> None:
+    """Move the average towards the weights; slowly only once there is a history to keep."""
+    keep = min(decay, (1 + step) / (10 + step))
+    for name, value in learner.model.state_dict().items():
+        mean = learner.average[name]
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 - keep)
+        else:
+            mean.copy_(value)
+
+
+def _events(
+    done: int, plan: TrainTable, terms: dict[str, Tensor], norm: Tensor, rate: float
+) -> Iterator[Event]:
+    last = done == plan.steps
+    if last or done % plan.log_every == 0:
+        yield Event(step=done, name="loss", value=float(sum(terms.values())))
+        for name, value in terms.items():
+            yield Event(step=done, name=f"loss/{name}", value=float(value))
+        yield Event(step=done, name="gradient_norm", value=float(norm))
+        yield Event(step=done, name="learning_rate", value=rate)
+    if last or done % plan.checkpoint_every == 0:
+        yield Event(step=done, name="checkpoint", value=done)
+    yield Event(step=done, name="step", value=done)
+
+
+def _mix(seed: int, step: int) -> int:
+    """A seed of its own for every (seed, step)."""
+    return (seed * 1_000_003 + step) % 2**63
+
+
+def _diverged(step: int, terms: dict[str, Tensor], norm: Tensor) -> str:
+    parts = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+    return (
+        f"training stopped before step {step + 1}: the gradient is {norm.item()} (loss: {parts})\n"
+        "    the last checkpoint is intact; a smaller train.lr or a longer train.warmup may help"
+    )

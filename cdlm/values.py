@@ -1,0 +1,17 @@
+"""The value types of component parameters, for signatures: `steps: Positive = 20`.
+
+A recipe's value is checked against them before anything is built; `cdlm show` prints their words.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le, Lt
+
+Count = Annotated[int, Ge(0)]  # 0, 1, 2, ...
+Positive = Annotated[int, Gt(0)]  # 1, 2, 3, ...
+Fraction = Annotated[float, Ge(0), Le(1)]  # 0 to 1, both allowed
+Share = Annotated[float, Ge(0), Lt(1)]  # 0 allowed, 1 not
+NonNegative = Annotated[float, Ge(0)]
+Above0 = Annotated[float, Gt(0)]

@@ -1,0 +1,95 @@
+"""Scores with their N, and tables that read well on a terminal and in a file."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+from rich.console import Console, RenderableType
+
+from cdlm.errors import PluginError
+from cdlm.evaluate import Score, choose, evaluate, plain, records, sample_table, signature, table
+from cdlm.records import Answers
+
+ANSWERS = Answers(
+    image_ids=["a.jpg", "b.jpg", "c.jpg"],
+    captions=["a dog", "[red]two[/red] cats \x1b[31m\ud800", "\u2028"],
+    references=[["A dog .", "one dog", "never shown"], ["Cats"], ["A very long reference " * 9]],
+    truths=[None, None, None],
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """Mean number of words; and a constant."""
+
+    needs: ClassVar[set[str]] = set()
+    name: str = "words"
+
+    def __call__(self, answers: Answers) -> dict[str, float]:
+        return {self.name: sum(len(c.split()) for c in answers.captions) / 3, f"{self.name}_2": 1}
+
+
+def printed(table: RenderableType, width: int = 80) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width).print(table)
+    return file.getvalue()
+
+
+def test_every_score_has_its_number_of_images() -> None:
+    got = evaluate([Words(), Words(name="again")], ANSWERS)
+    assert [score.name for score in got] == ["words", "words_2", "again", "again_2"]
+    assert got[0] == Score("words", 5 / 3, 3)
+    assert {score.n for score in got} == {3}
+
+
+def test_two_scores_of_one_name_are_refused() -> None:
+    with pytest.raises(PluginError, match='"words"'):
+        evaluate([Words(), Words()], ANSWERS)
+
+
+def test_the_table_aligns_its_numbers_and_names_the_protocol() -> None:
+    given = [Score("bleu_4", 0.12344, 1000), Score("cider_d", 10.5, 5), Score("true_caption", 1, 5)]
+    lines = printed(table(given, "test [split]")).splitlines()
+    assert lines[0].strip() == "test [split]"
+    rows = [line for line in lines if line.rstrip().endswith(("1,000", " 5"))]
+    assert [row.split()[0] for row in rows] == ["BLEU-4", "CIDEr-D", "true"]
+    assert [row.split()[-2] for row in rows] == ["0.1234", "10.5000", "1.0000"]
+    assert len({row.rindex(".") for row in rows}) == 1  # decimal points in one column
+    assert signature(given) in " ".join(" ".join(lines).split())
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_the_signature_claims_only_what_was_scored() -> None:
+    assert "BLEU" not in signature([Score("true_caption", 1.0, 5)])
+    coco = [Score(name, 0.5, 5) for name in ("bleu_1", "bleu_4", "rouge_l")]
+    assert signature(coco).startswith("corpus BLEU, ROUGE-L as coco-caption scores them; ")
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_samples_fit_any_width_and_show_captions_as_they_are(width: int) -> None:
+    text = printed(sample_table(ANSWERS, n=3, seed=0), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert all(name in text for name in ANSWERS.image_ids)
+    assert "[red]" in text and "(empty)" in text and "never" not in text
+    text.encode("utf-8")  # the lone surrogate is gone
+    assert "\x1b" not in text
+
+
+def test_samples_follow_the_seed() -> None:
+    assert choose(1000, 5, seed=1) == choose(1000, 5, seed=1) != choose(1000, 5, seed=2)
+    assert choose(3, 5, seed=1) == [0, 1, 2]
+
+
+def test_records_keep_everything_through_json() -> None:
+    got = [json.loads(json.dumps(record)) for record in records(ANSWERS)]
+    assert [record["caption"] for record in got] == ANSWERS.captions
+    assert [record["references"] for record in got] == ANSWERS.references
+    assert [record["image_id"] for record in got] == ANSWERS.image_ids
+
+
+def test_plain_text_is_one_printable_line() -> None:
+    assert plain(" a\r\n b\u2028c\x1b\ud800 é犬 ") == "a b c\ufffd\ufffd é犬"
