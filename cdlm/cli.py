@@ -5,10 +5,11 @@ Nothing here imports torch until a verb needs it, so that help, list, show and c
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,15 +17,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cdlm import plugins
-from cdlm.errors import CdlmError
+from cdlm.errors import CdlmError, Interrupted
 
 if TYPE_CHECKING:
     from cdlm.run import Job, Outcome
     from cdlm.rundir import RunDir
 
+log = logging.getLogger(__name__)
 app = typer.Typer(
     name="cdlm",
-    help="Caption images with diffusion language models.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -40,8 +41,29 @@ Sets = Annotated[
 Runs = Annotated[Path, typer.Option(metavar="DIR", help="The folder of all runs.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where this recipe's run stopped.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
-Threads = Annotated[int, typer.Option(metavar="N", help="CPU threads; 0 leaves it to torch.")]
+Threads = Annotated[
+    int, typer.Option(metavar="N", min=0, max=512, help="CPU threads; 0: torch's choice.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+
+AT_ONCE = 64  # images that `caption` reads, captions and writes together
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from cdlm import __version__
+
+        print(f"cdlm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show and exit.")
+    ] = False,
+) -> None:
+    """Caption images with diffusion language models."""
 
 
 # ------------------------------------------------------------------------------------------ runs
@@ -56,7 +78,7 @@ def run(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Train a recipe, caption its evaluation split, and score the captions."""
+    """Train a recipe, caption a split, and score the captions."""
     _train(recipe, set_, runs, resume, device, threads, evaluate=True)
 
 
@@ -91,13 +113,19 @@ def _train(
     _use_threads(threads)
     chosen = job_of.choose_device(device)
     folder = job_of.begin(resolved, runs, resume, sys.argv)
-    _note(f"run: {folder.path}")
-    with folder.lock(), _logged(folder), progress.bars() as tell:
-        if resume and folder.finished:
+    with (
+        folder.lock(),
+        job_of.gone_unless_started(folder),
+        _logged(folder),
+        progress.bars() as tell,
+    ):
+        for failure in plugins.load().failures:
+            log.warning("%s; see cdlm plugins --verbose", failure)
+        if evaluate and folder.finished:
             _note("this run has finished; evaluating it again")
         job = job_of.Job.open(folder, chosen)
-        with job_of.Stop().listening() as stop:
-            job_of.train_run(job, stop, tell)
+        _note(f"run: {folder.path}")
+        job_of.train_run(job, tell)
         outcome = job_of.evaluate_run(job, tell) if evaluate else None
         picture = job_of.write_down(job, outcome) if outcome else None
     if outcome:
@@ -113,9 +141,10 @@ def evaluate(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Caption and score a trained run again: --set evaluate.split=test, --set sampler.steps=5.
+    """Caption and score a trained run again, and print the table.
 
-    Prints the table; the run's own summary and samples stay as they are.
+    Like: cdlm eval RUN --set evaluate.split=test --set sampler.steps=5. What the weights rest on
+    can't be set. The run's own summary and samples stay as they are.
     """
     from cdlm import progress
     from cdlm import run as job_of
@@ -130,13 +159,13 @@ def evaluate(
 
 @app.command()
 def caption(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images and folders.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Images and folders.")],
     run: Annotated[Path, typer.Option(metavar="DIR", help="The run whose captioner to use.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JSON lines here.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps.")] = None,
     sampler: Annotated[str | None, typer.Option(metavar="NAME", help="cdlm list sampler")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale; 1: none.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the first noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32, help="Of all random numbers.")] = 0,
     device: Device = "auto",
 ) -> None:
     """Caption your own images."""
@@ -147,8 +176,8 @@ def caption(
     found = photos.find(images)
     captioner = Captioner.load(run, device)
     with _lines_to(out) as write, progress.bars() as tell:
-        for start in range(0, len(found), 64):
-            paths = found[start : start + 64]
+        for start in range(0, len(found), AT_ONCE):
+            paths = found[start : start + AT_ONCE]
             said = captioner(
                 paths, steps=steps, sampler=sampler, guidance=guidance, seed=seed + start
             )
@@ -161,7 +190,7 @@ def caption(
 
 
 @app.command("list")
-def list_(kind: Annotated[str, typer.Argument(metavar="[KIND]")] = "") -> None:
+def list_(kind: Annotated[str, typer.Argument(metavar="KIND")] = "") -> None:
     """List the components of a kind, or of all kinds."""
     from cdlm import describe
 
@@ -170,14 +199,17 @@ def list_(kind: Annotated[str, typer.Argument(metavar="[KIND]")] = "") -> None:
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(metavar="RECIPE | KIND")],
-    name: Annotated[str, typer.Argument(metavar="[NAME]")] = "",
+    what: Annotated[str, typer.Argument(metavar="RECIPE|KIND")],
+    name: Annotated[str, typer.Argument(metavar="NAME")] = "",
     set_: Sets = None,
 ) -> None:
-    """Show a component (show schedule cosine), or a recipe resolved (show recipes/base.toml)."""
+    """Show a recipe with every value and its origin, or a component.
+
+    Like: cdlm show recipes/extra_token.toml, or cdlm show schedule cosine.
+    """
     from cdlm import describe
 
-    print(describe.component(what, name) if name else describe.recipe(Path(what), set_ or []))
+    print(describe.shown(what, name, set_ or []))
 
 
 @app.command()
@@ -190,11 +222,13 @@ def check(recipe: RecipeFile, set_: Sets = None) -> None:
 
 
 @app.command("plugins")
-def plugins_() -> None:
-    """List the plugins that are installed, what they bring, and which failed to load."""
+def plugins_(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print tracebacks.")] = False,
+) -> None:
+    """List the plugins, what they bring, and which failed."""
     from cdlm import describe
 
-    print(describe.plugins_installed())
+    print(describe.plugins_installed(verbose))
 
 
 @app.command()
@@ -213,13 +247,14 @@ def pretrain(
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the model.")],
     device: Device = "auto",
 ) -> None:
-    """Train an image encoder on drawn scenes, as the one that ships with cdlm was."""
+    """Train an image encoder on drawn scenes, as ours was."""
     from cdlm import pretrain as encoders
     from cdlm import progress
     from cdlm.run import choose_device
 
     with progress.bars() as tell:
-        encoders.make(recipe, out, choose_device(device), tell)
+        share = encoders.make(recipe, out, choose_device(device), tell)
+    print(f"nearest caption of 32 is its own: {share:.1%} of held-out scenes")
     print(f'encoder: {out}\n    use it with encoder = {{ use = "open_clip", model = "{out}" }}')
 
 
@@ -245,19 +280,20 @@ def _note(text: str) -> None:
 
 
 @contextmanager
-def _lines_to(out: Path | None) -> Iterator:
+def _lines_to(out: Path | None) -> Iterator[Callable[[str, str], None]]:
     """A function that writes a path and its caption: as text, or as JSON lines into a file."""
-    import json
-
     if out is None:
         yield lambda path, text: print(f"{path}\t{text}", flush=True)
         return
     try:
-        file = out.open("w", encoding="utf-8", errors="surrogateescape")
+        file = out.open("w", encoding="utf-8", buffering=1)  # by lines: a kill leaves what is done
     except OSError as error:
-        raise CdlmError(f"--out {out}: can't write there: {error.strerror}") from error
+        hint = (
+            "" if out.parent.is_dir() else f"\n    there is no folder {out.parent}; make it first"
+        )
+        raise CdlmError(f"--out {out}: can't write there: {error.strerror}{hint}") from error
     with file:
-        yield lambda path, text: file.write(json.dumps({"image": path, "caption": text}) + "\n")
+        yield lambda path, text: print(json.dumps({"image": path, "caption": text}), file=file)
 
 
 @contextmanager
@@ -283,21 +319,34 @@ def _use_threads(threads: int) -> None:
 # ------------------------------------------------------------------------------------------ errors
 
 
+class _Notes(logging.Handler):
+    """Log records as notes, on whatever standard error is now: progress bars change it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _note(f"{record.levelname.lower()}: {self.format(record)}")
+
+
 def main() -> None:
     """The `cdlm` command: exit code 2 and a message for what a person can mend."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger().addHandler(_Notes(logging.WARNING))
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for stream in (sys.stdout, sys.stderr):  # a file's name, or a caption, may have no bytes there
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     plugins.load().add_commands(app)
     try:
         app()
     except CdlmError as error:
         _fail(str(error))
+    except Interrupted as error:
+        _note(f"{error}\n    go on with --resume")
+        sys.exit(error.code)
     except Exception as error:
-        _interrupted(error)
         known = _known(error)
         if known is None:
             raise
         _fail(known)
+    finally:
+        _flush()
 
 
 def _fail(text: str) -> None:
@@ -306,22 +355,24 @@ def _fail(text: str) -> None:
     sys.exit(2)
 
 
-def _interrupted(error: Exception) -> None:
-    from cdlm.errors import Interrupted
-
-    if isinstance(error, Interrupted):
-        _note(f"{error}\n    go on with --resume")
-        sys.exit(error.code)
+def _flush() -> None:
+    """Print what is left, unless the reader has gone, as `head` does."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _known(error: Exception) -> str | None:
     """What to tell people of an error that is not ours but whose cause is known."""
     from cdlm.doctor import explain_import_error
 
-    if type(error).__name__ == "OutOfMemoryError":
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
         return (
-            f"the device's memory is too small: {error}\n"
-            "    try half the batch and twice the accumulation: --set train.batch=N "
-            "--set train.accumulate=M"
+            f"the memory is too small: {str(error).partition(' Error code')[0]}\n"
+            "    try half the batch and twice the accumulation (--set train.batch=N "
+            "--set train.accumulate=M), or a smaller [model]"
         )
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return explain_import_error(error)

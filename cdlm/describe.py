@@ -12,16 +12,35 @@ from cdlm.registry import KINDS, Entry
 from cdlm.signature import Parameter
 
 
+def shown(what: str, name: str, sets: Sequence[str]) -> str:
+    """The component `what name`, the kind `what`, the one component called so, or the recipe."""
+    kinds = [entry.kind for entry in plugins.load().registry.entries() if entry.name == what]
+    if not name and (Path(what).exists() or not (what in KINDS or kinds)):
+        return recipe(Path(what), sets)
+    if sets:
+        raise CdlmError("--set is for recipes, and has no effect here")
+    if name or what in KINDS:
+        return component(what, name) if name else components(what)
+    if len(kinds) > 1:
+        raise CdlmError(f"which {what}? {', '.join(f'show {kind} {what}' for kind in kinds)}")
+    return component(kinds[0], what)
+
+
 def components(kind: str = "") -> str:
-    """Every component of a kind, or of all, with the first sentence of its docstring."""
-    if kind and kind not in KINDS:
-        raise CdlmError(f'there is no kind "{kind}"\n    {nearest(kind, KINDS)}')
+    """Every component of a kind, or of all, with the first line of its docstring."""
+    if kind:
+        _check_kind(kind)
     registry = plugins.load().registry
     blocks = []
     for one in [KINDS[kind]] if kind else KINDS.values():
         rows = [_row(registry.get(one.name, name)) for name in registry.names(one.name)]
         blocks.append("\n".join([f"{one.name}: {one.about}", *_columns(rows)]))
     return "\n\n".join(blocks)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise CdlmError(f'there is no kind "{kind}"\n    {nearest(kind, KINDS)}')
 
 
 def _row(entry: Entry) -> tuple[str, str]:
@@ -40,8 +59,7 @@ def _columns(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 def component(kind: str, name: str) -> str:
     """A component's docstring, parameters, owner, and a line of TOML that picks it."""
-    if kind not in KINDS:
-        raise CdlmError(f'there is no kind "{kind}"\n    {nearest(kind, KINDS)}')
+    _check_kind(kind)
     entry = plugins.load().registry.get(kind, name)
     spec = signature.read(entry)
     lines = [f"{kind} {name}, from {entry.owner} ({entry.target})", "", spec.doc, ""]
@@ -84,16 +102,20 @@ def _origin(key: str, origins: dict[str, str]) -> str:
     return origins.get(key, "default")
 
 
-def plugins_installed() -> str:
-    """Each plugin with its version and components; failures with their reasons."""
+def plugins_installed(verbose: bool = False) -> str:
+    """Each plugin and what it brings; failures with their reasons, or whole tracebacks."""
     found = plugins.load()
-    lines = []
-    for plugin in found.loaded:
+    own, *others = found.loaded
+    lines = [f"{own.owner}, built in: {len(own.components)} components (cdlm list)"]
+    for plugin in others:
         lines.append(f"{plugin.owner} (entry point {plugin.name})")
-        lines += [f"  {entry.kind} {entry.name}" for entry in plugin.components]
+        lines += [f"  {kind} {name}" for kind, name in plugin.components]
     for failure in found.failures:
         lines.append(f"failed: {failure}")
-    return "\n".join(lines) or "no plugins are installed; the built-ins are listed by `cdlm list`"
+        lines += [f"  {line}" for line in failure.traceback.splitlines() if verbose]
+    if not others and not found.failures:
+        lines.append("no plugins are installed")
+    return "\n".join(lines)
 
 
 def health() -> tuple[bool, str]:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from cdlm import checkpoint, plugins, rundir
 from cdlm import recipe as recipes
+from cdlm.checkpoint import Checkpoint
 from cdlm.compose import Parts, compose, dataset, make, metrics
 from cdlm.data import Captions
-from cdlm.errors import CdlmError, Interrupted, RunError
+from cdlm.errors import CdlmError, Interrupted, Mistake, RecipeError, RunError
 from cdlm.evaluate import Score, choose, evaluate, records
 from cdlm.features import features
 from cdlm.gallery import gallery
@@ -26,12 +28,14 @@ from cdlm.places import cache_dir
 from cdlm.progress import Tell, silent
 from cdlm.protocols import Encoder, Split, Tokenizer
 from cdlm.recipe import Recipe
-from cdlm.records import Answers, Event
+from cdlm.records import Answers, Dims, Event
 from cdlm.rundir import METRICS, SAMPLES, RunDir
 from cdlm.sample import captions
-from cdlm.train import learner, restore, snapshot, train
+from cdlm.train import Learner, learner, restore, snapshot, train
 
 SHOWN = 12  # images in a gallery
+AFTERWARDS = ("seed", "dataset", "encoder", "rounding", "sampler", "guidance", "metric", "evaluate")
+"""What of a recipe may be set anew once its run is trained: no weight depends on it."""
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +66,11 @@ def choose_device(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=wanted).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).partition("\n")[0].partition(". ")[0]
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise CdlmError(f"--device {wanted}: {error}\n    there is: {', '.join(there)}") from error
+        raise CdlmError(f"--device {wanted}: {said}\n    there is: {', '.join(there)}") from error
     return wanted
 
 
@@ -73,12 +78,47 @@ def begin(recipe: Recipe, root: Path, resume: bool, argv: Sequence[str]) -> RunD
     """The run's folder: a new one, or with `resume` the one that is there. Raises RunError."""
     path = rundir.run_path(root, recipe.name, recipe.sets, recipe.seed, recipe.hash)
     if resume and path.exists():
-        return RunDir.open(path)
+        run = RunDir.open(path)
+        if _stored(run).hash != recipe.hash:
+            raise RunError(f"{run.recipe}: changed since the run began\n    undo that to go on")
+        return run
     brought = {plugin.distribution: plugin.version for plugin in plugins.load().loaded}
     known = rundir.provenance(argv, recipe.seed, torch.get_num_threads(), brought)
     return RunDir.create(
         root, recipe.name, recipe.sets, recipe.seed, recipe.hash, recipe.toml(), known
     )
+
+
+@contextmanager
+def gone_unless_started(run: RunDir) -> Iterator[None]:
+    """A run that fails before anything is trained leaves no folder in the way of the next try."""
+    try:
+        yield
+    except BaseException:
+        if run.last_step is None and not (run.path / METRICS).exists():
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+def _stored(run: RunDir) -> Recipe:
+    return recipes.loads(run.recipe_text(), run.path.parent.name, place=str(run.recipe))
+
+
+def altered(recipe: Recipe, sets: Sequence[str]) -> Recipe:
+    """A trained run's recipe with `sets` on top. Raises RecipeError where weights rest on them."""
+    after = recipe.with_sets(sets)
+    old, new = recipe.values(), after.values()
+    fixed = {key for key in new if new[key] != old[key] and key not in AFTERWARDS}
+    keys = [text.partition("=")[0].strip() for text in sets]
+    mistakes = [
+        Mistake(f"--set {key}", "this run is trained, and its weights rest on this")
+        for key in dict.fromkeys(keys)
+        if key.partition(".")[0] in fixed
+    ]
+    if mistakes:
+        hint = f"allowed: {', '.join(AFTERWARDS)}; for the rest, train another run"
+        raise RecipeError([*mistakes[:-1], replace(mistakes[-1], hint=hint)])
+    return after
 
 
 @dataclass(frozen=True)
@@ -93,14 +133,26 @@ class Job:
 
     @classmethod
     def open(cls, run: RunDir, device: str, sets: Sequence[str] = ()) -> Job:
-        """The parts of a run's recipe, with `sets` on top, on a device; weights not yet loaded."""
-        recipe = recipes.loads(run.recipe_text(), run.path.parent.name, place=str(run.recipe))
-        recipe = recipe.with_sets(sets) if sets else recipe
+        """The parts of a run's recipe, with `sets` on top, on a device; weights not yet loaded.
+
+        Raises RunError, RecipeError, CdlmError.
+        """
+        trained = _stored(run)
+        recipe = altered(trained, sets) if sets else trained
         splits: dict[str, Split] = {}
         encoder: Encoder = make(recipe.one("encoder"))
         encoder.to(device)
-        tokenizer = _tokenizer(run, recipe, splits)
-        return cls(run, recipe, compose(recipe, encoder, tokenizer), device, splits)
+        parts = compose(recipe, encoder, _tokenizer(run, recipe, splits))
+        _check_guidance(trained, recipe, parts.dims)
+        return cls(run, recipe, parts, device, splits)
+
+    def sampling(self, sets: Sequence[str]) -> Job:
+        """This job with another sampler or guidance; the weights are shared. Raises RecipeError."""
+        recipe, dims = altered(self.recipe, sets), self.parts.dims
+        _check_guidance(self.recipe, recipe, dims)
+        chosen = [recipe.one(kind) for kind in ("sampler", "guidance")]
+        new = {it.kind: make(it, dims=dims) for it in chosen if it != self.recipe.one(it.kind)}
+        return replace(self, recipe=recipe, parts=replace(self.parts, **new))
 
     def split(self, name: str) -> Split:
         """A split of the run's dataset."""
@@ -118,16 +170,34 @@ class Job:
         if found is None:
             raise RunError(f"{self.run.path}: there is no sound checkpoint yet; train it first")
         modules = self.parts.modules()
-        modules.load_state_dict(found.tensors["weights"])
+        with _fitting(found, self.run):
+            modules.load_state_dict(found.tensors["weights"])
         modules.to(self.device).eval()
         return found.step
 
 
+def _check_guidance(trained: Recipe, recipe: Recipe, dims: Dims) -> None:
+    """A guidance that is set anew may need a network that has learnt to do without the image."""
+    before, now = (make(it.one("guidance"), dims=dims) for it in (trained, recipe))
+    if trained.one("guidance") != recipe.one("guidance") and now.both and not before.drop:
+        raise CdlmError(
+            "guidance: it compares with predictions made without the image, which this run was "
+            'not trained for\n    train with guidance = { use = "scale", drop = 0.1 }, or leave '
+            "the scale at 1"
+        )
+
+
 def _tokenizer(run: RunDir, recipe: Recipe, splits: dict[str, Split]) -> Tokenizer:
-    """The run's vocabulary: the stored one, or else learnt from the training captions and stored."""
+    """The run's vocabulary: the stored one, or learnt from the training captions and stored."""
     tokenizer: Tokenizer = make(recipe.one("tokenizer"))
     if run.tokenizer.is_file():
-        tokenizer.load(run.tokenizer)
+        try:
+            tokenizer.load(run.tokenizer)
+        except Exception as error:  # Hugging Face's tokenizers raise bare Exception
+            raise RunError(
+                f"{run.tokenizer}: can't be read: {error}\n    take it from a copy of this run; "
+                "or delete it and go on with --resume, which learns it again from the captions"
+            ) from error
         return tokenizer
     splits["train"] = dataset(recipe).split("train")
     tokenizer.fit([text for texts in splits["train"].captions for text in texts])
@@ -136,43 +206,95 @@ def _tokenizer(run: RunDir, recipe: Recipe, splits: dict[str, Split]) -> Tokeniz
     return tokenizer
 
 
+@contextmanager
+def _fitting(found: Checkpoint, run: RunDir) -> Iterator[None]:
+    """Weights go only into the model and to the vocabulary that they were trained with."""
+    if found.state["vocabulary"] != _vocabulary(run):
+        raise RunError(
+            f"{run.tokenizer}: not the vocabulary that {found.path} was trained with\n"
+            "    take it from a copy of this run"
+        )
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError) as error:
+        said = [line.strip() for line in str(error).splitlines()]
+        raise RunError(
+            f"{found.path}: these weights do not fit the model of {run.recipe}, or its encoder\n"
+            f"    {said[min(1, len(said) - 1)][:200]}"
+        ) from error
+
+
+def _vocabulary(run: RunDir) -> str:
+    return sha256(run.tokenizer.read_bytes()).hexdigest()
+
+
 # -------------------------------------------------------------------------------------- training
 
 
-def train_run(job: Job, stop: Stop, tell: Tell = silent) -> None:
+def train_run(job: Job, tell: Tell = silent) -> None:
     """Train to the recipe's last step, from the newest checkpoint where there is one.
 
-    Raises Interrupted after the checkpoint where `stop` says so; RunError, CdlmError.
+    Raises RunError, CdlmError; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
     """
-    plan, run = job.recipe.train, job.run
-    pupil = learner(job.parts, plan, job.device)
-    found = _newest(run)
-    if found is not None:
-        restore(pupil, found.tensors)
-        _warn_of_threads(found.state)
-    first = found.step if found else 0
-    run.rewind(first)
-    if first == plan.steps:
+    pupil, first = _pupil(job)
+    job.run.rewind(first)
+    if first == job.recipe.train.steps:
         return
-    table = job.features("train", tell)
-    data = Captions.of(
-        job.split("train"), table, job.parts.tokenizer, job.recipe.model.length, job.device
-    )
-    began = time.monotonic()
-    loss = float("nan")
+    data = _captions(job, tell)
+    with Stop().listening() as stop:
+        _train(job, pupil, data, first, stop, tell)
+
+
+def _pupil(job: Job) -> tuple[Learner, int]:
+    """The learner of the newest checkpoint and its step; or a new one, and 0."""
+    pupil = learner(job.parts, job.recipe.train, job.device)
+    found = checkpoint.newest(job.run.checkpoints)
+    if found is None and job.run.last_step is not None:
+        raise RunError(
+            f"{job.run.checkpoints}: no checkpoint is sound any more (the newest is of step "
+            f"{job.run.last_step})\n    run again with another seed, or move this folder away"
+        )
+    if found is None:
+        return pupil, 0
+    with _fitting(found, job.run):
+        restore(pupil, found.tensors)
+    if found.step < job.recipe.train.steps:
+        _warn_of_threads(found.state["threads"])
+    return pupil, found.step
+
+
+def _captions(job: Job, tell: Tell) -> Captions:
+    """The training captions. Warns where some are longer than the model's."""
+    split, tokenizer, length = job.split("train"), job.parts.tokenizer, job.recipe.model.length
+    data = Captions.of(split, job.features("train", tell), tokenizer, length, job.device)
+    flat = [text for texts in split.captions for text in texts]
+    full = [flat[i] for i in data.mask[:, -1].nonzero().flatten().tolist()]
+    sizes = tokenizer.encode(full, 4 * length)[1].sum(1).tolist()
+    if cut := sum(size > length for size in sizes):
+        log.warning(
+            f"{cut:,} of {len(flat):,} training captions are cut: they have up to {max(sizes)} "
+            f"tokens with their end, and model.length = {length}"
+        )
+    return data
+
+
+def _train(job: Job, pupil: Learner, data: Captions, first: int, stop: Stop, tell: Tell) -> None:
+    plan, run = job.recipe.train, job.run
+    state = {"threads": torch.get_num_threads(), "vocabulary": _vocabulary(run)}
+    began, loss = time.monotonic(), ""
     for event in train(job.parts, pupil, data, plan, job.recipe.seed, first):
         halt = stop.number and event.name == "step" and event.step < plan.steps
         if event.name == "checkpoint" or halt:
-            state = {"threads": torch.get_num_threads(), "seed": job.recipe.seed}
             checkpoint.save(run.checkpoints, event.step, snapshot(pupil), state, plan.keep)
         if halt:
             raise Interrupted(str(run.path), stop.number)
-        if event.name == "loss":
-            loss = event.value
         _record(run, event)
+        if event.name == "loss":
+            loss = f"loss {event.value:.3f}, "
         if event.name == "step":
-            pace = (event.step - first) * plan.batch * plan.accumulate / (time.monotonic() - began)
-            tell("training", event.step, plan.steps, f"loss {loss:.3f}, {pace:,.0f} captions/s")
+            seen = (event.step - first) * plan.batch * plan.accumulate
+            pace = seen / (time.monotonic() - began)
+            tell("training", event.step, plan.steps, f"{loss}{pace:,.0f} captions/s")
 
 
 def _record(run: RunDir, event: Event) -> None:
@@ -182,25 +304,12 @@ def _record(run: RunDir, event: Event) -> None:
         log.warning("%s", failure)
 
 
-def _newest(run: RunDir) -> checkpoint.Checkpoint | None:
-    found = checkpoint.newest(run.checkpoints)
-    if found is None and run.last_step is not None:
-        raise RunError(
-            f"{run.checkpoints}: no checkpoint is sound any more (the newest is of step "
-            f"{run.last_step})\n    run again with another seed, or move this folder away"
-        )
-    return found
-
-
-def _warn_of_threads(state: dict[str, Any]) -> None:
+def _warn_of_threads(before: int) -> None:
     now = torch.get_num_threads()
-    if state.get("threads", now) != now:
+    if now != before:
         log.warning(
-            "this run was begun with %s threads and goes on with %s: its numbers will differ in "
-            "the last digits from an undisturbed run's (--threads %s keeps them equal)",
-            state["threads"],
-            now,
-            state["threads"],
+            f"this run was begun with {before} threads and goes on with {now}: its numbers will "
+            f"differ in the last digits from an undisturbed run's (--threads {before} keeps them)"
         )
 
 
@@ -238,7 +347,11 @@ def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
 def caption_features(
     job: Job, table: Tensor, seed: int, batch: int, tell: Tell = silent
 ) -> list[str]:
-    """A caption for each row of features N C; the same for the same seed and batch."""
+    """A caption for each row of features N C.
+
+    Equal calls give equal captions. A row's noise is drawn after that of the rows before it, so
+    that its caption may change with its place among them and with `batch`.
+    """
     rng = Generator(job.device).manual_seed(seed)
     said: list[str] = []
     for rows in table.split(batch):
@@ -248,7 +361,7 @@ def caption_features(
 
 
 def write_down(job: Job, outcome: Outcome, tell: Tell = silent) -> Path | None:
-    """Samples, gallery and summary into the run's folder; the gallery's path, if there are images."""
+    """Samples, gallery and summary into the run's folder; the gallery's path, if there is one."""
     run, plan = job.run, job.recipe.evaluate
     lines = b"".join(rundir.line(record) for record in records(outcome.answers))
     rundir.write_bytes(run.path / SAMPLES, lines)
@@ -268,7 +381,7 @@ def write_down(job: Job, outcome: Outcome, tell: Tell = silent) -> Path | None:
 
 
 def draw_gallery(job: Job, outcome: Outcome, path: Path) -> Path | None:
-    """A contact sheet of some images with their captions; None where the images aren't to be had."""
+    """A contact sheet of images with their captions; None where the images aren't to be had."""
     answers = outcome.answers
     rows = choose(len(answers.captions), SHOWN, job.recipe.seed)
     try:

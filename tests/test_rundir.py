@@ -244,7 +244,7 @@ def test_a_line_torn_at_any_byte_is_dropped_and_written_over(tmp_path):
     whole = place.read_bytes()
     run.append(METRICS, {"step": 2, "name": "long" * 3000})
     last = place.read_bytes()[len(whole) :]
-    for cut in (*range(0, 30), 5000, len(last) - 2, len(last) - 1):
+    for cut in (*range(30), 5000, len(last) - 2, len(last) - 1):
         place.write_bytes(whole + last[:cut])
         assert run.records(METRICS) == [{"step": 1}]
         run.append(METRICS, {"step": 3})

@@ -15,8 +15,8 @@ BUILT_IN = {
         "flickr8k": "cdlm.parts.datasets.flickr8k:Flickr8k",
     },
     "encoder": {
-        "open_clip": "cdlm.parts.encoders:OpenClip",
-        "features": "cdlm.parts.encoders:Features",
+        "open_clip": "cdlm.parts.encoders.open_clip:OpenClip",
+        "features": "cdlm.parts.encoders.features:Features",
     },
     "tokenizer": {
         "words": "cdlm.parts.tokenizers:Words",
@@ -62,6 +62,7 @@ BUILT_IN = {
     "rounding": {
         "none": "cdlm.parts.rounding:Free",
         "clamp": "cdlm.parts.rounding:Clamp",
+        "soft": "cdlm.parts.rounding:Soft",
     },
     "sampler": {
         "ddim": "cdlm.parts.samplers:Ddim",

@@ -16,7 +16,7 @@ from cdlm.values import Above0
 class Learned(nn.Module):
     """A table that is trained with the network, its rows kept at length sqrt(E).
 
-    e_v = sqrt(E) w_v / ||w_v||;  logits = sharpness x . e_v / sqrt(E).
+    e_v = sqrt(E) w_v / ||w_v||;  logits = sharpness x . e_v / E.
     So every coordinate has a variance of about 1, as the schedules take for granted, and the table
     can't win by growing. Without a `rounding` loss it collapses.
     Shapes: ids B L -> B L E;  x B L E -> B L V.   Source: Li et al. 2022 (Diffusion-LM), section
@@ -27,7 +27,7 @@ class Learned(nn.Module):
         self,
         *,
         frozen: bool = False,  # a fixed random code for every word
-        sharpness: Above0 = 1.0,  # of the scores; higher is nearer to one word
+        sharpness: Above0 = 12.0,  # how far a word's score for itself is above others', in nats
         dims: Dims,
     ):
         super().__init__()
@@ -41,13 +41,13 @@ class Learned(nn.Module):
         return F.embedding(ids, self.table())
 
     def logits(self, x: Tensor) -> Tensor:
-        return x @ self.table().T * (self.sharpness / x.shape[-1] ** 0.5)
+        return x @ self.table().T * (self.sharpness / x.shape[-1])
 
 
 class Pretrained(nn.Module):
     """The word table of a pretrained transformer, shifted and scaled to variance 1.
 
-    e_v = (w_v - mean) / std, over the whole table;  logits = sharpness x . e_v / sqrt(E).
+    e_v = (w_v - mean) / std, over the whole table;  logits = sharpness x . e_v / E.
     Its width is the model's `width`, its rows are those of the same source's tokenizer.
     Shapes: ids B L -> B L E;  x B L E -> B L V.   Source: Xu 2022 (CLIP-Diffusion-LM), section 3.1
     (DistilBERT's word embeddings, frozen).
@@ -59,7 +59,7 @@ class Pretrained(nn.Module):
         *,
         source: str,  # hub name or folder, as transformers' from_pretrained takes
         frozen: bool = True,
-        sharpness: Above0 = 1.0,
+        sharpness: Above0 = 12.0,  # how far a word's score for itself is above others', in nats
         dims: Dims,
     ):
         super().__init__()
@@ -81,7 +81,7 @@ class Pretrained(nn.Module):
         return F.embedding(ids, self.weight)
 
     def logits(self, x: Tensor) -> Tensor:
-        return x @ self.weight.T * (self.sharpness / x.shape[-1] ** 0.5)
+        return x @ self.weight.T * (self.sharpness / x.shape[-1])
 
 
 def _word_table(source: str) -> Tensor:

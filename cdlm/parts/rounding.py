@@ -34,3 +34,16 @@ class Clamp:
             return x0_hat
         table = embedding.table()
         return table[nearest_token(x0_hat.flatten(0, 1), table)].view_as(x0_hat)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soft:
+    """Every estimated vector becomes the mean of the words, weighted by its scores for them.
+
+    x0_hat -> sum_v softmax(embedding.logits(x0_hat))_v e_v.   Shapes: B L E.
+    With a network that was trained by the `rounding` loss alone this is the expected x0.
+    Source: Dieleman et al. 2022 (CDCD), section 3.1, score interpolation.
+    """
+
+    def __call__(self, x0_hat: Tensor, t: float, embedding: Embedding) -> Tensor:
+        return embedding.logits(x0_hat).softmax(-1) @ embedding.table()

@@ -38,7 +38,8 @@ class _Wrapped:
         rows = self.engine.encode_batch(list(captions), add_special_tokens=False)
         ids = torch.full((len(rows), length), self.pad)
         for i, row in enumerate(rows):
-            words = [*row.ids[: length - 1], self.end]
+            plain = [word for word in row.ids if word not in (self.pad, self.end)]  # spelt out
+            words = [*plain[: length - 1], self.end]
             ids[i, : len(words)] = torch.tensor(words)
         ends = (ids == self.end).int().argmax(1)
         return ids, torch.arange(length) <= ends[:, None]

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cdlm.errors import CdlmError, DataError
-from cdlm.parts.encoders import Features, OpenClip
+from cdlm.parts.encoders.features import Features
+from cdlm.parts.encoders.open_clip import OpenClip
 
 SIZE, PATCH, WIDTH = 32, 8, 24
 CONFIG: dict[str, Any] = {

@@ -7,12 +7,13 @@ import inspect
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from cdlm.errors import DataError, nearest
 from cdlm.parts.datasets.shapes import drawing, scenes
 from cdlm.parts.datasets.shapes.language import is_true, say, wordings
 from cdlm.parts.datasets.shapes.scenes import Codes, Scene, arrange, sample_codes
@@ -38,6 +39,7 @@ class Shapes:
     held_out: Positive = 1_000  # scenes of val, and of test
     things: Positive = 2  # at most this many things, 1 to 3
     captions: Positive = 5  # wordings of each scene
+    order: Literal["reading", "free"] = "reading"  # in which things are named; free is harder
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -45,7 +47,9 @@ class Shapes:
             raise ValueError(f"dataset.things: a scene has 1 to 3 things, not {self.things}")
 
     def split(self, name: str) -> ShapesSplit:
-        """Raises ValueError for a name other than train, val and test."""
+        """Raises DataError for a name other than train, val and test."""
+        if name not in SPLITS:
+            raise DataError(f'shapes has no split "{name}"\n    {nearest(name, SPLITS)}')
         rng = Generator().manual_seed(3 * self.seed + SPLITS.index(name))
         mix = torch.tensor([1.0, 6.0, 6.0][: self.things])
         codes = sample_codes(self.train if name == "train" else self.held_out, name, mix, rng)
@@ -60,19 +64,19 @@ class ShapesSplit:
         self.truths: list[Any] = codes.scenes()
         self.ids = [f"{name}-{i:06d}" for i in range(len(self.truths))]
         draw = random.Random(f"{dataset.seed} {name}")
-        self.captions = [_captions(scene, dataset.captions, draw) for scene in self.truths]
+        self.captions = [_captions(scene, dataset, draw) for scene in self.truths]
         self.fingerprint = _fingerprint(dataset, name)
 
     def images(self, indices: Sequence[int]) -> list[Image.Image]:
         """The scenes at these positions, 96 x 96 RGB."""
-        rows = torch.as_tensor(indices)
+        rows = torch.as_tensor(indices, dtype=torch.long)  # no indices have no type
         pictures = drawing.draw(self._codes[rows], self._places[rows]).permute(0, 2, 3, 1)
         return [Image.fromarray(picture) for picture in pictures.numpy()]
 
 
-def _captions(scene: Scene, count: int, draw: random.Random) -> list[str]:
-    ways = wordings(len(scene.things), scene.axis)
-    return [say(scene, way) for way in draw.sample(ways, min(count, len(ways)))]
+def _captions(scene: Scene, dataset: Shapes, draw: random.Random) -> list[str]:
+    ways = wordings(len(scene.things), scene.axis, dataset.order == "free")
+    return [say(scene, way) for way in draw.sample(ways, min(dataset.captions, len(ways)))]
 
 
 def _fingerprint(dataset: Shapes, name: str) -> str:

@@ -31,18 +31,24 @@ ENDS = {"across": ("left", "right"), "down": ("top", "bottom")}
 
 
 @cache
-def wordings(count: int, axis: str | None) -> tuple[str, ...]:
-    """All the ways to say a scene of `count` things along `axis`."""
+def wordings(count: int, axis: str | None, free: bool = True) -> tuple[str, ...]:
+    """The ways to say a scene of `count` things along `axis`.
+
+    All of them, or (not `free`) those that name the things in reading order: left to right, top to
+    bottom.
+    """
     if axis is None:
         bodies = ["{0}", "there is {0}"]
     elif count == 2:
         bodies = [f"{{0}} {is_}{to} {{1}}" for is_, to in product(("", "is "), AHEAD[axis])]
-        bodies += [f"{{1}} {is_}{to} {{0}}" for is_, to in product(("", "is "), AFTER[axis])]
+        if free:
+            bodies += [f"{{1}} {is_}{to} {{0}}" for is_, to in product(("", "is "), AFTER[axis])]
     else:
         first, last = ENDS[axis]
         bodies = [f"{{0}} , {{1}} and {{2}} from {first} to {last}"]
-        bodies += [f"{{2}} , {{1}} and {{0}} from {last} to {first}"]
-        bodies += [f"{{1}} between {{0}} at the {first} and {{2}} at the {last}"]
+        if free:
+            bodies += [f"{{2}} , {{1}} and {{0}} from {last} to {first}"]
+            bodies += [f"{{1}} between {{0}} at the {first} and {{2}} at the {last}"]
     return tuple(body + behind for body, behind in product(bodies, BEHIND))
 
 

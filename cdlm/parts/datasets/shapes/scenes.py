@@ -139,7 +139,9 @@ def arrange(codes: Codes, rng: Generator) -> Tensor:
     radius = (low + (high - low) * torch.rand(b, k, generator=rng, device=device)) * there
     along = _in_a_row(radius, there, rng)
     pairs = there[:, 1:] & there[:, :-1]
-    steps = along.diff(dim=1).masked_fill(~pairs, CANVAS).min(1, keepdim=True).values
+    steps = along.new_full((b, k), CANVAS)  # K, not K - 1 of them: min needs one where K is 1
+    steps[:, 1:] = along.diff(dim=1).masked_fill(~pairs, CANVAS)
+    steps = steps.min(1, keepdim=True).values
     sway = SWAY * steps.clamp(max=CANVAS / 4) * (pairs.any(1, keepdim=True))
     room = CANVAS / 2 - GAP - radius.max(1, keepdim=True).values - sway
     middle = CANVAS / 2 + room * (2 * torch.rand(b, 1, generator=rng, device=device) - 1)

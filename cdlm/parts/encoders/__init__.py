@@ -1,0 +1,1 @@
+"""Encoders: images into features. They are frozen; `cdlm.features` keeps what they compute."""

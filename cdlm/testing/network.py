@@ -1,0 +1,246 @@
+"""Laws of what the network is made of: conditioning, denoiser, guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from cdlm.protocols import Conditioning, Denoiser, Guidance
+from cdlm.records import Condition, Stream
+from cdlm.testing.examples import DIMS, SOME, B, condition, gradients, mask, rng, stir, stream
+
+WRITTEN = {"tokens": ("h", "mask"), "time": ("time",), "context": ("context",)}
+
+
+def _tensors(found: Stream) -> dict[str, Tensor | None]:
+    return {name: getattr(found, name) for name in ("h", "mask", "t", "time", "context")}
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+def _calm(component: Any) -> Any:
+    """The component in eval mode, every weight off its starting point."""
+    assert isinstance(component, nn.Module), "it must be an nn.Module"
+    return stir(component).eval()
+
+
+def _blank(seed: int = 0) -> Stream:
+    """A stream into which nothing has been written but the caption."""
+    return replace(stream(seed=seed), time=None, context=None)
+
+
+def _row(found: Stream) -> Tensor:
+    """All of the stream that can carry a gradient, in one row."""
+    parts = [x for x in (found.h, found.time, found.context) if x is not None]
+    return torch.cat([x.flatten() for x in parts])
+
+
+def _must_reach(out: Tensor, weights: Iterable[tuple[str, nn.Parameter]], zero: bool) -> None:
+    """A gradient reaches every trainable weight; it may be 0 where `zero` is allowed."""
+    named = {name: weight for name, weight in weights if weight.requires_grad}
+    for name, g in zip(named, gradients(out, list(named.values())), strict=True):
+        assert g is not None, f"no gradient reaches {name}: train it, freeze it or drop it"
+        assert bool(g.isfinite().all()), f"the gradient of {name} is not finite"
+        assert zero or bool(g.any()), f"the gradient of {name} is 0 whatever is said"
+
+
+# ---------------------------------------------------------------------------------- conditioning
+
+
+def check_conditioning_adds_its_tokens(conditioning: Conditioning) -> None:
+    """The sequence and its mask grow by exactly `extra` positions."""
+    before = _blank()
+    after = _calm(conditioning)(before, condition())
+    seen = DIMS.length + conditioning.extra
+    assert after.h.shape == (B, seen, DIMS.hidden), f"h is {tuple(after.h.shape)}"
+    assert after.mask.shape == (B, seen), f"mask is {tuple(after.mask.shape)}"
+    assert after.mask.dtype == torch.bool, f"mask is {after.mask.dtype}"
+
+
+def check_conditioning_writes_what_it_declares(conditioning: Conditioning) -> None:
+    """Just the parts of the stream that `writes` names are changed: tokens, time, context."""
+    before = _blank()
+    after = _tensors(_calm(conditioning)(before, condition()))
+    old = _tensors(before)
+    changed = {
+        name
+        for name, fields in WRITTEN.items()
+        if any(not _same(after[field], old[field]) for field in fields)
+    }
+    wanted = set(conditioning.writes)
+    assert changed == wanted, f"writes = {sorted(wanted)}, changed: {sorted(changed)}"
+    assert _same(after["t"], old["t"]), "it changes t"
+
+
+def check_conditioning_keeps_the_text_in_place(conditioning: Conditioning) -> None:
+    """`text` still points at the L caption positions, also where tokens stand before and behind."""
+    mode = _calm(conditioning)
+    for ahead, behind in ((0, 0), (1, 0), (0, 1)):
+        before = replace(stream(ahead, behind), time=None, context=None)
+        moved = replace(before, h=before.h.clone())
+        moved.h[:, before.text] += 1.0
+        one, other = mode(before, condition()), mode(moved, condition())
+        assert torch.equal(one.mask[:, one.text], mask()), "the mask of the caption has changed"
+        away = (one.h - other.h).abs().sum(-1) > 0
+        assert bool(away[:, one.text].all()), "text does not point at the caption"
+
+
+def check_conditioning_hides_a_withheld_image(conditioning: Conditioning) -> None:
+    """Where `keep` is False, no trace of the features is left."""
+    mode = _calm(conditioning)
+    given = [condition(keep=False, seed=seed) for seed in (1, 2)]
+    one, other = (_tensors(mode(_blank(), it)) for it in given)
+    for name in one:
+        assert _same(one[name], other[name]), f"{name} tells of an image that is withheld"
+
+
+def check_conditioning_counts_each_caption_alone(conditioning: Conditioning) -> None:
+    """Another image, time and text for one caption change nothing for the others."""
+    mode, rest = _calm(conditioning), slice(1, None)
+    (a, given), (b, other) = ((_blank(seed), condition(seed=seed)) for seed in (1, 2))
+    mixed = replace(a, h=torch.cat([b.h[:1], a.h[1:]]), t=torch.cat([a.t[:1] / 2, a.t[1:]]))
+    features = torch.cat([other.features[:1], given.features[1:]])
+    keep = torch.tensor([False, *[True] * (B - 1)])
+    one = _tensors(mode(a, given))
+    two = _tensors(mode(mixed, Condition(features=features, keep=keep)))
+    for name, value in one.items():
+        changed = two[name]
+        if value is not None and changed is not None:
+            assert_close(changed[rest], value[rest], rtol=1e-5, atol=1e-5)
+
+
+def check_conditioning_teaches_every_weight(conditioning: Conditioning) -> None:
+    """Gradients reach every trainable weight where some images are given and some withheld."""
+    mode = _calm(conditioning)
+    given = replace(condition(), keep=torch.tensor([True, False, True]))
+    _must_reach(_row(mode(_blank(), given)), mode.named_parameters(), zero=False)
+
+
+def check_conditioning_repeats_and_writes_nothing(conditioning: Conditioning) -> None:
+    """In eval mode twice the same, and its inputs stand as before."""
+    mode, before, given = _calm(conditioning), _blank(), condition()
+    old, features = deepcopy(before), given.features.clone()
+    one, two = (_tensors(mode(before, given)) for _ in range(2))
+    for name, value in _tensors(before).items():
+        assert _same(value, getattr(old, name)), f"it writes into the stream's {name}"
+        assert _same(one[name], two[name]), f"{name} differs between two calls"
+    assert torch.equal(given.features, features), "it writes into the features"
+
+
+# -------------------------------------------------------------------------------------- denoiser
+
+
+def _full(seed: int = 0) -> Stream:
+    """A stream of M positions, everything written."""
+    return stream(behind=DIMS.seen - DIMS.length, seed=seed)
+
+
+def check_denoiser_keeps_the_shape(denoiser: Denoiser) -> None:
+    """B M H in, B M H out, finite."""
+    out = _calm(denoiser)(_full())
+    assert out.shape == (B, DIMS.seen, DIMS.hidden), f"shape {tuple(out.shape)}, not B M H"
+    assert bool(out.isfinite().all()), "not finite"
+
+
+def check_denoiser_never_leaks_padding(denoiser: Denoiser) -> None:
+    """What stands at masked positions changes nothing at the others."""
+    model, before = _calm(denoiser), _full()
+    junk = 10 * torch.randn(before.h.shape, generator=rng(7))
+    after = replace(before, h=torch.where(before.mask[..., None], before.h, junk))
+    one, two = (model(it)[before.mask] for it in (before, after))
+    assert_close(two, one, rtol=1e-5, atol=1e-5)
+
+
+def check_denoiser_reads_what_it_declares(denoiser: Denoiser) -> None:
+    """Of tokens, time and context, just those that `reads` names change what it says."""
+    model, before, other = _calm(denoiser), _full(), _full(seed=1)
+    said = model(before)
+    alone = {"tokens": {"h": other.h}, "time": {"time": other.time}}
+    alone["context"] = {"context": other.context}
+    heard = {
+        name
+        for name, part in alone.items()
+        if not torch.allclose(model(replace(before, **part)), said, atol=1e-6)  # type: ignore[arg-type]
+    }
+    wanted = set(denoiser.reads)
+    assert heard == wanted, f"reads = {sorted(wanted)}, but it listens to {sorted(heard)}"
+
+
+def check_denoiser_counts_each_caption_alone(denoiser: Denoiser) -> None:
+    """What it says of a caption depends neither on the rest of the batch nor on its place."""
+    model, before = _calm(denoiser), _full()
+    some = {n: v[SOME] for n, v in _tensors(before).items() if v is not None}
+    assert_close(model(replace(before, **some)), model(before)[SOME], rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]
+
+
+def check_denoiser_teaches_every_weight(denoiser: Denoiser) -> None:
+    """A gradient reaches every trainable weight; one that none reaches stops DDP at step 2."""
+    model = _calm(denoiser)
+    _must_reach(model(_full()), model.named_parameters(), zero=True)
+
+
+def check_denoiser_repeats_and_writes_nothing(denoiser: Denoiser) -> None:
+    """In eval mode twice the same, and the stream stands as before."""
+    model, before = _calm(denoiser), _full()
+    old = deepcopy(before)
+    one, two = model(before), model(before)
+    assert torch.equal(one, two), "two calls in eval mode differ"
+    for name, value in _tensors(before).items():
+        assert _same(value, getattr(old, name)), f"it writes into the stream's {name}"
+
+
+# -------------------------------------------------------------------------------------- guidance
+
+
+def _branches() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """with, without, t, mask."""
+    shape = (B, DIMS.length, DIMS.width)
+    with_, without = (torch.randn(shape, generator=rng(seed)) for seed in (1, 2))
+    return with_, without, torch.tensor([0.2, 0.5, 0.9]), mask()
+
+
+def check_guidance_keeps_the_shape(guidance: Guidance) -> None:
+    """B L E in, B L E out, finite; `drop` is a share below 1."""
+    with_, without, t, seen = _branches()
+    out = _calm(guidance)(with_, without, t, seen)
+    assert out.shape == with_.shape, f"shape {tuple(out.shape)}, not B L E"
+    assert bool(out.isfinite().all()), "not finite"
+    assert 0 <= guidance.drop < 1, f"drop = {guidance.drop}"
+
+
+def check_guidance_keeps_what_both_say(guidance: Guidance) -> None:
+    """Where both predictions are equal, that is the result: the weights sum to 1."""
+    with_, _, t, seen = _branches()
+    assert_close(_calm(guidance)(with_, with_.clone(), t, seen), with_, rtol=0, atol=1e-5)
+
+
+def check_guidance_asks_for_both_if_both_count(guidance: Guidance) -> None:
+    """`both` is True just where the prediction without the image makes a difference."""
+    with_, without, t, seen = _branches()
+    rule = _calm(guidance)
+    differs = not torch.allclose(rule(with_, without, t, seen), with_, atol=1e-5)
+    assert differs == guidance.both, f"both = {guidance.both}, and it makes a difference: {differs}"
+
+
+def check_guidance_counts_each_caption_alone(guidance: Guidance) -> None:
+    """What it makes of a caption depends neither on the rest of the batch nor on its place."""
+    rule, given = _calm(guidance), _branches()
+    some = rule(*(value[SOME] for value in given))
+    assert_close(some, rule(*given)[SOME], rtol=1e-5, atol=1e-5)
+
+
+def check_guidance_teaches_and_writes_nothing(guidance: Guidance) -> None:
+    """Gradients reach its trainable weights, if it has any; its inputs stand as before."""
+    rule, given = _calm(guidance), _branches()
+    old = [value.clone() for value in given]
+    _must_reach(rule(*given), rule.named_parameters(), zero=True)
+    for value, before in zip(given, old, strict=True):
+        assert torch.equal(value, before), "it writes into its inputs"

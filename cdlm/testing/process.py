@@ -1,0 +1,257 @@
+"""Laws of what turns captions into noise and noise into a loss: embedding to loss."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from cdlm.protocols import Embedding, Loss, Schedule, Target, Timesteps
+from cdlm.records import Guess
+from cdlm.testing.examples import (
+    DIMS,
+    LENGTHS,
+    SOME,
+    batch,
+    gradients,
+    guess,
+    noised,
+    quarter_circle,
+    rng,
+    saying,
+)
+
+TIMES = torch.linspace(0, 1, 1001, dtype=torch.float64)
+
+# -------------------------------------------------------------------------------------- schedule
+
+
+def check_schedule_preserves_variance(schedule: Schedule) -> None:
+    """alpha and sigma lie in [0, 1], and alpha^2 + sigma^2 = 1, at every t and both ends."""
+    level = schedule(TIMES)
+    for name, value in (("alpha", level.alpha), ("sigma", level.sigma)):
+        assert bool(((value >= 0) & (value <= 1)).all()), f"{name} leaves [0, 1]"
+    total = level.alpha.square() + level.sigma.square()
+    assert_close(total, torch.ones_like(total), rtol=0, atol=1e-6)
+
+
+def check_schedule_loses_signal(schedule: Schedule) -> None:
+    """The signal-to-noise ratio falls strictly with t: mostly text at 0, mostly noise at 1."""
+    level = schedule(TIMES)
+    ratio = level.alpha.square() / level.sigma.square()  # infinite where sigma is 0
+    assert bool((ratio[1:] < ratio[:-1]).all()), "the signal-to-noise ratio does not fall strictly"
+    assert float(ratio[0]) > 1 > float(ratio[-1]), "it does not go from text to noise"
+
+
+def check_schedule_takes_any_shape(schedule: Schedule) -> None:
+    """Every t counts by itself: a scalar, a row or a square of them give the same levels."""
+    t = TIMES[1:-1:111]
+    row, square = schedule(t), schedule(t.view(3, 3))
+    one = torch.stack([schedule(value).alpha for value in t])
+    assert square.alpha.shape == square.sigma.shape == (3, 3)
+    assert_close(square.alpha.flatten(), row.alpha, rtol=0, atol=1e-12)
+    assert_close(square.sigma.flatten(), row.sigma, rtol=0, atol=1e-12)
+    assert_close(one, row.alpha, rtol=0, atol=1e-12)
+
+
+def check_schedule_keeps_the_type(schedule: Schedule) -> None:
+    """float32 in, float32 out, and the same for float64; they agree to 1e-4; t is not written."""
+    t = TIMES[::100]
+    before = t.clone()
+    wide, narrow = schedule(t), schedule(t.float())
+    assert wide.alpha.dtype == wide.sigma.dtype == torch.float64, "float64 is not kept"
+    assert narrow.alpha.dtype == narrow.sigma.dtype == torch.float32, "float32 is not kept"
+    assert_close(narrow.alpha.double(), wide.alpha, rtol=0, atol=1e-4)
+    assert_close(narrow.sigma.double(), wide.sigma, rtol=0, atol=1e-4)
+    assert torch.equal(t, before), "it writes into t"
+
+
+# ------------------------------------------------------------------------------------- timesteps
+
+MANY = 20_000
+
+
+def check_timesteps_stay_inside(timesteps: Timesteps) -> None:
+    """B times in (0, 1) and B weights, finite and not negative."""
+    for size in (1, 7, MANY):
+        t, weight = timesteps(size, rng())
+        assert t.shape == weight.shape == (size,), f"{size} asked for, {tuple(t.shape)} given"
+        assert bool(((t > 0) & (t < 1 + 1e-6)).all()), "a time outside (0, 1)"
+        assert bool((weight.isfinite() & (weight >= 0)).all()), "a weight that is no weight"
+
+
+def check_timesteps_repeat(timesteps: Timesteps) -> None:
+    """The same generator gives the same draw, another one another."""
+    (first, _), (again, _) = timesteps(64, rng(5)), timesteps(64, rng(5))
+    assert torch.equal(first, again), "the draw comes from elsewhere than rng"
+    assert not torch.equal(first, timesteps(64, rng(6))[0]), "the draw ignores rng"
+
+
+def check_timesteps_weigh_one(timesteps: Timesteps) -> None:
+    """The mean weight is 1 to 5 %, so that the choice does not scale the learning rate."""
+    _, weight = timesteps(MANY, rng())
+    assert_close(weight.mean(), weight.new_tensor(1.0), rtol=0, atol=0.05)
+
+
+def check_timesteps_bear_losses(timesteps: Timesteps) -> None:
+    """After any losses were observed, huge ones too, it draws as lawfully as before."""
+    for scale in (1e-6, 1.0, 1e6):
+        t, _ = timesteps(256, rng())
+        timesteps.observe(t, scale * torch.rand(256, generator=rng()))
+    check_timesteps_stay_inside(timesteps)
+    check_timesteps_weigh_one(timesteps)
+
+
+# ---------------------------------------------------------------------------------------- target
+
+
+def check_target_inverts(target: Target) -> None:
+    """decode undoes encode at every noise level from 0.02 to 0.98, in float64 to 1e-9."""
+    z = noised()
+    y = target.encode(z, quarter_circle)
+    assert y.shape == z.x0.shape
+    x0 = target.decode(y, z.x_t, z.t, quarter_circle)
+    assert_close(x0, z.x0, rtol=0, atol=1e-9)
+
+
+def check_target_counts_each_caption_alone(target: Target) -> None:
+    """A caption's answer, and what it implies, do not depend on the rest of the batch."""
+    z = noised()
+    part = replace(z, x0=z.x0[7:9], eps=z.eps[7:9], x_t=z.x_t[7:9], t=z.t[7:9])
+    y = target.encode(part, quarter_circle)
+    assert_close(y, target.encode(z, quarter_circle)[7:9], rtol=0, atol=1e-12)
+    said = torch.randn(z.x0.shape, generator=rng(3), dtype=z.x0.dtype)
+    whole = target.decode(said, z.x_t, z.t, quarter_circle)
+    alone = target.decode(said[7:9], part.x_t, part.t, quarter_circle)
+    assert_close(alone, whole[7:9], rtol=0, atol=1e-12)
+
+
+def check_target_listens(target: Target) -> None:
+    """Another answer implies another x0, and a gradient reaches the answer."""
+    z = noised()
+    y = target.encode(z, quarter_circle).clone().requires_grad_()
+    (found,) = gradients(target.decode(y, z.x_t, z.t, quarter_circle), [y])
+    assert found is not None and bool((found != 0).any((1, 2)).all()), "the answer is ignored"
+
+
+def check_target_writes_nothing(target: Target) -> None:
+    """What it is given stands as before."""
+    z = noised()
+    before = deepcopy(z)
+    y = target.encode(z, quarter_circle).clone()
+    said = y.clone()
+    target.decode(said, z.x_t, z.t, quarter_circle)
+    for name in ("x0", "eps", "x_t", "t"):
+        assert torch.equal(getattr(z, name), getattr(before, name)), f"it writes into {name}"
+    assert torch.equal(said, y), "it writes into the answer"
+
+
+# ------------------------------------------------------------------------------------- embedding
+
+
+def _trainable(embedding: Embedding) -> list[nn.Parameter]:
+    assert isinstance(embedding, nn.Module), "an embedding is an nn.Module"
+    return [weight for weight in embedding.parameters() if weight.requires_grad]
+
+
+def check_embedding_agrees_with_its_table(embedding: Embedding) -> None:
+    """`table` V E holds the vector that `__call__` gives every word; `logits` has V scores."""
+    ids = batch().ids
+    x, table = embedding(ids), embedding.table()
+    assert table.shape == (DIMS.vocab, DIMS.width), f"table is {tuple(table.shape)}, not V E"
+    assert torch.equal(x, table[ids]), "table()[ids] is not embedding(ids)"
+    assert embedding.logits(x).shape == (*ids.shape, DIMS.vocab), "logits are not B L V"
+
+
+def check_embedding_tells_words_apart(embedding: Embedding) -> None:
+    """No two words share a vector; where all are equally long, each scores highest for itself."""
+    table = embedding.table().detach().double()
+    apart = torch.cdist(table, table) + torch.eye(len(table)) * 1e9
+    assert float(apart.min()) > 1e-3, "two words have the same vector"
+    norms = table.norm(dim=1)
+    if float(norms.max() - norms.min()) < 1e-4 * float(norms.mean()):
+        best = embedding.logits(embedding.table()[None]).argmax(-1)[0]
+        assert torch.equal(best, torch.arange(len(table))), "a word scores below another for itself"
+
+
+def check_embedding_has_unit_variance(embedding: Embedding) -> None:
+    """The mean square of all coordinates lies in 0.5 to 2, as the schedules take for granted."""
+    square = float(embedding.table().detach().square().mean())
+    assert 0.5 < square < 2, f"mean square {square:.3g}"
+
+
+def check_embedding_learns_or_is_frozen(embedding: Embedding) -> None:
+    """Gradients reach every trainable weight, through the vectors and through the scores."""
+    weights = _trainable(embedding)
+    x = torch.randn(1, 4, DIMS.width, generator=rng())
+    for out in (embedding(torch.arange(DIMS.vocab)[None]), embedding.logits(x)):
+        if weights:
+            found = gradients(out, weights)
+            assert all(g is not None and bool(g.any()) for g in found), "a weight has no gradient"
+        else:
+            assert not out.requires_grad, "nothing is trainable, yet its output has a gradient"
+
+
+# ------------------------------------------------------------------------------------------ loss
+
+
+def check_loss_is_one_number_a_caption(loss: Loss) -> None:
+    """-> B finite numbers; `weight` is not negative."""
+    value = loss(guess())
+    assert value.shape == (len(LENGTHS),), f"shape {tuple(value.shape)}, not B"
+    assert bool(value.isfinite().all()), f"not finite: {value.tolist()}"
+    assert loss.weight >= 0, f"weight {loss.weight}"
+
+
+def check_loss_prefers_the_truth(loss: Loss) -> None:
+    """For no caption does it cost more to say the truth than to say noise."""
+    z = guess()
+    truth, noise = loss(saying(z, z.wanted)), loss(z)
+    assert bool((truth <= noise).all()), f"truth costs {truth.tolist()}, noise {noise.tolist()}"
+
+
+def check_loss_ignores_masked_positions(loss: Loss) -> None:
+    """What stands where `mask` is False changes nothing."""
+    z = guess()
+    hidden = ~z.mask
+    junk = 100 * torch.randn(z.got.shape, generator=rng(7))
+
+    def spoil(x: Tensor) -> Tensor:
+        return torch.where(hidden[..., None], junk, x)
+
+    corrupt = replace(z.noised, x0=spoil(z.noised.x0), x_t=spoil(z.noised.x_t))
+    other = replace(
+        saying(z, spoil(z.got)),
+        wanted=spoil(z.wanted),
+        noised=corrupt,
+        batch=replace(z.batch, ids=z.batch.ids.masked_fill(hidden, DIMS.vocab - 1)),
+    )
+    assert_close(loss(other), loss(z), rtol=1e-6, atol=1e-6)
+
+
+def check_loss_counts_each_caption_alone(loss: Loss) -> None:
+    """A caption's loss does not depend on the rest of the batch, nor on its place in it."""
+    z = guess()
+    assert_close(loss(_some(z)), loss(z)[SOME], rtol=1e-6, atol=1e-6)
+
+
+def check_loss_teaches(loss: Loss) -> None:
+    """Its gradient reaches what the network said, or the embedding."""
+    z = guess()
+    said = z.got.clone().requires_grad_()
+    inputs = [said, *_trainable(z.embedding)]
+    found = gradients(loss(saying(z, said)), inputs)
+    assert any(g is not None and bool(g.any()) for g in found), "there is no gradient"
+
+
+def _some(z: Guess) -> Guess:
+    """The guess of some of its captions, in another order."""
+    said = {n: getattr(z, n)[SOME] for n in ("mask", "wanted", "got", "x0_hat")}
+    corrupt = {n: getattr(z.noised, n)[SOME] for n in ("x0", "eps", "x_t", "t")}
+    given = {n: getattr(z.batch, n)[SOME] for n in ("ids", "mask", "features")}
+    names = [z.batch.image_id[i] for i in SOME]
+    batch = replace(z.batch, **given, image_id=names)
+    return replace(z, **said, noised=replace(z.noised, **corrupt), batch=batch)

@@ -1,0 +1,120 @@
+"""A tiny captioner around any component: whatever it is, the captioner trains and samples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cdlm.compose import Parts
+from cdlm.data import Captions
+from cdlm.network import Network
+from cdlm.parts.conditioning import ExtraToken, TimeAdd
+from cdlm.parts.denoisers.transformer import Transformer
+from cdlm.parts.embeddings import Learned
+from cdlm.parts.guidance import Plain
+from cdlm.parts.lengths import Generated
+from cdlm.parts.losses import Mse, Rounding
+from cdlm.parts.rounding import Free
+from cdlm.parts.samplers import Ddim
+from cdlm.parts.schedules import Cosine
+from cdlm.parts.targets import X0
+from cdlm.parts.timesteps import Uniform
+from cdlm.parts.tokenizers import Words
+from cdlm.protocols import Conditioning, Denoiser
+from cdlm.recipe import TrainTable
+from cdlm.records import Condition
+from cdlm.sample import captions, sample
+from cdlm.testing.examples import CAPTIONS, DIMS, IDS, rng
+from cdlm.train import learner, train
+
+SINGLE = (
+    "tokenizer", "length", "embedding", "schedule", "timesteps", "target", "guidance", "rounding",
+    "sampler",
+)  # fmt: skip
+KINDS = frozenset({*SINGLE, "conditioning", "denoiser", "loss"})
+
+
+@dataclass(frozen=True)
+class NoEncoder:
+    """Stands for an encoder where features are at hand already."""
+
+    def shape(self) -> tuple[int, int]:
+        return DIMS.image_tokens, DIMS.image_width
+
+
+def captioner(**others: Any) -> Parts:
+    """A tiny captioner of built-in parts, with others in place of some. Its weights never vary."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts: dict[str, Any] = {
+            "dims": DIMS,
+            "encoder": NoEncoder(),
+            "tokenizer": Words(),
+            "length": Generated(dims=DIMS),
+            "embedding": Learned(dims=DIMS),
+            "schedule": Cosine(),
+            "timesteps": Uniform(),
+            "target": X0(),
+            "network": network(),
+            "guidance": Plain(),
+            "loss": {"mse": Mse(), "rounding": Rounding()},
+            "rounding": Free(),
+            "sampler": Ddim(steps=4),
+        } | others
+        parts["tokenizer"].fit(CAPTIONS)
+    return Parts(**parts)
+
+
+def network(mode: Conditioning | None = None, denoiser: Denoiser | None = None) -> Network:
+    """Time, one more mode (the image as extra tokens, unless given), and a denoiser."""
+    modes = [TimeAdd(dims=DIMS), mode or ExtraToken(dims=DIMS)]
+    dims = replace(DIMS, seen=DIMS.length + modes[1].extra)
+    return Network(modes, denoiser or Transformer(layers=1, heads=2, dims=dims), dims)
+
+
+def data(parts: Parts) -> Captions:
+    """The four captions of `examples`, each with an image of its own."""
+    ids, mask = parts.tokenizer.encode(CAPTIONS, DIMS.length)
+    features = torch.randn(len(IDS), DIMS.image_tokens, DIMS.image_width, generator=rng())
+    return Captions(ids, mask, torch.arange(len(IDS)), features, IDS)
+
+
+def plan(**others: Any) -> TrainTable:
+    """[train] for a few steps on four captions."""
+    usual: dict[str, Any] = {"steps": 3, "batch": 4, "warmup": 0, "log_every": 1, "ema": 0.9}
+    return TrainTable(**(usual | others))
+
+
+def trained(parts: Parts, **others: Any) -> dict[str, float]:
+    """Train these parts in place; the last value of every event by name."""
+    chosen = plan(**others)
+    events = train(parts, learner(parts, chosen, "cpu"), data(parts), chosen, seed=0)
+    return {event.name: event.value for event in events}
+
+
+def check_captioner_works(kind: str, component: Any) -> None:
+    """With this component in place a captioner trains with finite loss, and samples captions."""
+    parts = captioner(**_placed(kind, component))
+    assert math.isfinite(trained(parts)["loss"]), "the loss is not finite"
+    parts.modules().eval()
+    features = data(parts).features
+    condition = Condition(features=features, keep=torch.ones(len(IDS), dtype=torch.bool))
+    mask = parts.length.draw(condition, rng())
+    *_, last = sample(parts, condition, mask, parts.sampler.steps, rng())
+    assert bool(last.x.isfinite().all()), "the sample is not finite"
+    said = captions(parts, features, rng())
+    assert [type(text) for text in said] == [str] * len(IDS), f"captions are texts, got {said}"
+
+
+def _placed(kind: str, component: Any) -> dict[str, Any]:
+    """The field of Parts in which a component of this kind stands."""
+    if kind == "loss":
+        return {"loss": {"mse": Mse(), "checked": component}}
+    if kind == "conditioning":
+        return {"network": network(mode=component)}
+    if kind == "denoiser":
+        return {"network": network(denoiser=component)}
+    return {kind: component}

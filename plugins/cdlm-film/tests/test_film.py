@@ -1,0 +1,3 @@
+from cdlm.testing import conformance
+
+test_film = conformance("conditioning", "film")

@@ -1,0 +1,75 @@
+"""How time and image are written into the stream."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch.testing import assert_close
+
+from cdlm.parts.conditioning import ExtraToken, FeatureAdd, ImageTokens, TimeAdd
+from cdlm.records import Stream
+from cdlm.testing.examples import DIMS, B, condition, stir, stream
+
+
+def blank() -> Stream:
+    return replace(stream(), time=None, context=None)
+
+
+def test_time_is_the_same_at_every_position_and_another_at_every_t() -> None:
+    mode, before = TimeAdd(dims=DIMS), blank()
+    added = (mode(before, condition()).h - before.h).detach()
+    assert_close(added, added[:, :1].expand_as(added), rtol=0, atol=1e-5)
+    gaps = torch.cdist(added[:, 0], added[:, 0])
+    assert float((gaps + torch.eye(B)).min()) > 1e-3
+
+
+def test_close_times_are_told_apart() -> None:
+    """The fastest wave turns by one radian in 1 / 1000 of t."""
+    mode = TimeAdd(dims=DIMS)
+    t = torch.tensor([0.500, 0.501, 0.502])
+    added = (mode(replace(blank(), t=t), condition()).h - blank().h).detach()
+    assert float((added[0, 0] - added[1, 0]).norm()) > 0.01
+
+
+def test_the_image_is_added_alike_everywhere_whatever_its_scale() -> None:
+    mode, before, given = FeatureAdd(dims=DIMS), blank(), condition()
+    added = mode(before, given).h - before.h
+    assert_close(added, added[:, :1].expand_as(added), rtol=0, atol=1e-5)
+    louder = mode(before, replace(given, features=1000 * given.features))
+    assert_close(louder.h, before.h + added, rtol=1e-3, atol=1e-3)
+
+
+def test_extra_tokens_stand_behind_the_caption_and_are_seen() -> None:
+    after = ExtraToken(dims=DIMS)(blank(), condition())
+    assert after.text == slice(0, DIMS.length)
+    assert bool(after.mask[:, DIMS.length :].all())
+    plain = ExtraToken(segment=False, dims=DIMS)(blank(), condition())
+    assert torch.equal(plain.h[:, : DIMS.length], blank().h)
+
+
+def test_segments_mark_what_is_text_and_what_is_image() -> None:
+    mode = ExtraToken(dims=DIMS)
+    assert mode.segment is not None
+    with torch.no_grad():
+        mode.segment[0], mode.segment[1] = 100.0, -100.0
+    h = mode(blank(), condition()).h
+    assert bool((h[:, : DIMS.length] > 50).all()) and bool((h[:, DIMS.length :] < -50).all())
+
+
+def test_the_projection_is_linear_unless_it_has_an_inner_layer() -> None:
+    def bend(inner: int) -> float:
+        """How far the projection is from a straight line through three points."""
+        project = ImageTokens(inner=inner, dims=DIMS).project
+        x = torch.randn(1, DIMS.image_width)
+        with torch.no_grad():
+            return float((project(2 * x) - 2 * project(x) + project(0 * x)).abs().max())
+
+    assert bend(0) < 1e-5 < 1e-3 < bend(32)
+
+
+def test_a_withheld_image_is_a_vector_that_is_learned() -> None:
+    mode = ExtraToken(segment=False, dims=DIMS)
+    stir(mode)
+    out = mode(blank(), condition(keep=False)).h[:, DIMS.length :]
+    assert_close(out, mode.image.withheld.detach().expand_as(out))

@@ -1,0 +1,99 @@
+"""The denoisers: what they see of the noise level, and what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import DistilBertConfig, DistilBertModel
+
+from cdlm.errors import CdlmError
+from cdlm.parts.denoisers.distilbert import DistilBert
+from cdlm.parts.denoisers.transformer import Transformer
+from cdlm.testing.examples import DIMS, stir, stream
+
+STREAM = stream(behind=DIMS.seen - DIMS.length)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DistilBERT of 2 layers and 12 positions, as save_pretrained writes it."""
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    config = DistilBertConfig(
+        vocab_size=20, dim=DIMS.hidden, hidden_dim=32, n_layers=2, n_heads=4,
+        max_position_embeddings=12,
+    )  # fmt: skip
+    DistilBertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", [Transformer, DistilBert])
+def test_heads_must_share_the_width(kind: type) -> None:
+    with pytest.raises(CdlmError, match=r"5 heads can't share model.hidden = 16") as caught:
+        kind(heads=5, dims=DIMS)
+    assert "allowed: 1, 2, 4, 8, 16" in str(caught.value)
+
+
+def change(model: torch.nn.Module) -> float:
+    """How much of what the model says is another when all that comes in is 100 times as large."""
+    louder = replace(STREAM, h=100 * STREAM.h)
+    with torch.no_grad():
+        one, two = model.eval()(STREAM), model(louder)
+    return float((one - two).norm() / one.norm())
+
+
+def test_distilbert_hardly_sees_the_size_of_what_comes_in_and_the_plain_one_does() -> None:
+    """Without its input norm DistilBERT is as blind at first: each of its layers ends in a norm."""
+    torch.manual_seed(0)
+    assert change(DistilBert(layers=1, heads=2, dims=DIMS)) < 0.05
+    assert change(DistilBert(layers=1, heads=2, input_norm=False, dims=DIMS)) < 0.05
+    assert change(Transformer(layers=1, heads=2, dims=DIMS)) > 0.1
+
+
+def test_the_input_norm_changes_what_distilbert_says() -> None:
+    said = []
+    for norm in (True, False):
+        torch.manual_seed(0)
+        part = stir(DistilBert(layers=1, heads=2, dropout=0.0, input_norm=norm, dims=DIMS))
+        said.append(part(replace(STREAM, h=0.1 * STREAM.h)))
+    assert float((said[0] - said[1]).detach().norm()) > 0.1
+
+
+def test_pretrained_is_the_model_in_the_folder(bert: Path) -> None:
+    ours = DistilBert(pretrained=str(bert), layers=2, heads=4, dims=DIMS).eval()
+    theirs = DistilBertModel.from_pretrained(bert).eval()
+    with torch.no_grad():
+        expected = theirs(inputs_embeds=STREAM.h, attention_mask=STREAM.mask.long())
+        assert_close(ours(STREAM), expected.last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
+def test_fewer_layers_keep_the_first_ones(bert: Path) -> None:
+    short = DistilBert(pretrained=str(bert), layers=1, heads=4, dims=DIMS)
+    theirs = DistilBertModel.from_pretrained(bert).transformer.layer[0].attention.q_lin.weight
+    layers = [p for n, p in short.named_parameters() if n.endswith("attention.q_lin.weight")]
+    assert len(layers) == 1 and torch.equal(layers[0], theirs)
+
+
+def test_all_that_does_not_fit_the_pretrained_one_is_said_at_once(bert: Path) -> None:
+    dims = replace(DIMS, hidden=24, seen=13)
+    with pytest.raises(CdlmError) as caught:
+        DistilBert(pretrained=str(bert), layers=3, heads=2, dims=dims)
+    said = str(caught.value)
+    assert "model.hidden is 24" in said and "has 16" in said
+    assert "denoiser.heads is 2" in said and "has 4" in said
+    assert "denoiser.layers is 3" in said and "has 2" in said
+    assert "13 tokens (caption and extra)" in said and "has 12 positions" in said
+
+
+def test_a_folder_that_is_not_there_is_not_looked_up_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(CdlmError, match=r"denoiser.pretrained: no config.json in"):
+        DistilBert(pretrained=str(tmp_path / "nothing"), dims=DIMS, heads=4)
+
+
+def test_no_word_embeddings_are_left_that_nothing_would_train() -> None:
+    names = [name for name, _ in DistilBert(layers=1, heads=2, dims=DIMS).named_parameters()]
+    assert not [name for name in names if "word_embeddings" in name]

@@ -1,0 +1,106 @@
+"""The samplers against theory: posterior, order of convergence, and few points."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from cdlm.parts.samplers import Ddim, Ddpm
+from cdlm.parts.schedules import Cosine, Linear
+from cdlm.protocols import Schedule
+from cdlm.records import State
+from cdlm.testing.examples import quarter_circle, rng
+from cdlm.testing.oracles import constant, drawn, gaussian, points
+
+SHAPE = (64, 3, 4)
+
+
+def normal(seed: int) -> Tensor:
+    return torch.randn(SHAPE, generator=rng(seed), dtype=torch.float64)
+
+
+def posterior(
+    schedule: Schedule, x0: Tensor, x_t: Tensor, t: float, s: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of q(x_s | x_t, x0): Ho et al. 2020, eq. 7, for any s < t, A = alpha^2."""
+    a_t, a_s = (schedule(torch.tensor(v, dtype=torch.float64)).alpha.square() for v in (t, s))
+    of_x0 = a_s.sqrt() * (1 - a_t / a_s) / (1 - a_t)
+    of_x_t = (a_t / a_s).sqrt() * (1 - a_s) / (1 - a_t)
+    return of_x0 * x0 + of_x_t * x_t, (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Linear(), quarter_circle])
+@pytest.mark.parametrize(("t", "s"), [(1.0, 0.999), (0.5, 0.45), (0.3, 0.01), (0.9, 0.1)])
+def test_ddpm_draws_from_the_posterior(schedule: Schedule, t: float, s: float) -> None:
+    x0, x_t = normal(1), normal(2)
+    after = Ddpm().step(State(x=x_t, t=t), s, constant(x0), schedule, rng(3))
+    mean, variance = posterior(schedule, x0, x_t, t, s)
+    assert_close(after.x, mean + variance.sqrt() * normal(3), rtol=1e-6, atol=1e-6)
+
+
+def test_ddim_with_all_noise_fresh_is_ddpm() -> None:
+    oracle = gaussian(quarter_circle)
+    for t, s in pairwise(Ddim().grid(20)):
+        one, two = (
+            sampler.step(State(x=normal(0), t=t), s, oracle, quarter_circle, rng(4)).x
+            for sampler in (Ddim(eta=1.0), Ddpm())
+        )
+        assert torch.equal(one, two)
+
+
+def test_ddim_is_deterministic_given_the_first_noise() -> None:
+    oracle, state = gaussian(quarter_circle), State(x=normal(0), t=0.6)
+    one, two = (Ddim().step(state, 0.4, oracle, quarter_circle, rng(seed)).x for seed in (1, 2))
+    assert torch.equal(one, two)
+    fresh = [Ddim(eta=0.5).step(state, 0.4, oracle, quarter_circle, rng(s)).x for s in (1, 2)]
+    assert not torch.equal(*fresh)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_with_the_true_x0_every_step_keeps_the_marginal(eta: float) -> None:
+    """x_s = alpha_s x0 + sigma_s noise, whatever share of the noise is fresh."""
+    t, s, size = 0.7, 0.4, (200_000, 1, 1)
+    x0 = torch.full(size, 2.0, dtype=torch.float64)
+    eps = torch.randn(size, generator=rng(1), dtype=torch.float64)
+    here, there = (quarter_circle(torch.tensor(v, dtype=torch.float64)) for v in (t, s))
+    state = State(x=here.alpha * x0 + here.sigma * eps, t=t)
+    x = Ddim(eta=eta).step(state, s, constant(x0), quarter_circle, rng(2)).x
+    assert_close(x.mean(), 2 * there.alpha, rtol=0, atol=0.01)  # 5 standard errors
+    assert_close(x.std(), there.sigma, rtol=0.01, atol=0)
+
+
+def test_ddim_is_of_first_order() -> None:
+    """For N(0, I) on the quarter circle the exact path stands still, and DDIM multiplies by
+    cos(pi / 2n) at each of n steps: an error of 1 - cos^n(pi / 2n), about pi^2 / 8n."""
+    start = torch.randn(SHAPE, generator=rng(), dtype=torch.float64)
+    errors = []
+    for n in (10, 20, 40, 80):
+        end = drawn(Ddim(), gaussian(quarter_circle), n, SHAPE)
+        assert_close(end, math.cos(math.pi / 2 / n) ** n * start, rtol=1e-9, atol=1e-9)
+        errors.append(float((end - start).abs().max()))
+    assert all(1.9 < rough / fine < 2.1 for rough, fine in pairwise(errors))
+
+
+@pytest.mark.parametrize("sampler", [Ddim(), Ddpm()], ids=["ddim", "ddpm"])
+def test_few_points_are_met_as_often_as_they_occur(sampler: Ddim | Ddpm) -> None:
+    """Six codes of shares .30 .25 .20 .10 .10 .05: chi-square with 5 degrees of freedom stays
+    below 20.5, its 99.9 % point."""
+    shares = torch.tensor([0.30, 0.25, 0.20, 0.10, 0.10, 0.05])
+    places = 3 * torch.nn.functional.one_hot(torch.arange(6)).double()
+    x = drawn(sampler, points(quarter_circle, places, shares), 200, (1, 2000, 6))[0]
+    counts = torch.cdist(x, places).argmin(1).bincount(minlength=6)
+    expected = 2000 * shares
+    chi_square = ((counts - expected).square() / expected).sum()
+    assert float(chi_square) < 20.5, counts.tolist()
+
+
+def test_the_last_step_has_no_noise_left() -> None:
+    """At s = 0 the posterior has no variance where sigma(0) = 0: any two generators agree."""
+    state = State(x=normal(0), t=0.05)
+    ends = [Ddpm().step(state, 0.0, constant(normal(1)), Cosine(), rng(s)).x for s in (1, 2)]
+    assert_close(*ends, rtol=0, atol=1e-9)

@@ -1,0 +1,228 @@
+"""Whatever is chosen of each kind, the parts fit together, train and sample; or say why not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import DistilBertConfig, DistilBertModel
+
+from cdlm import recipe
+from cdlm.compose import Parts, compose, dataset, make, metrics
+from cdlm.errors import CdlmError
+from cdlm.recipe import Recipe
+from cdlm.sample import captions
+from cdlm.testing.examples import CAPTIONS, DIMS, rng
+from cdlm.testing.whole import NoEncoder, data, trained
+
+RECIPE = """
+dataset      = { use = "shapes", train = 4, held_out = 4 }
+encoder      = { use = "open_clip", model = "stands for any" }
+tokenizer    = { use = "words" }
+length       = { use = "generated" }
+embedding    = { use = "learned" }
+schedule     = { use = "cosine" }
+timesteps    = { use = "uniform" }
+target       = { use = "x0" }
+conditioning = [{ use = "time_add" }, { use = "extra_token" }]
+denoiser     = { use = "transformer", layers = 1, heads = 2 }
+guidance     = { use = "none" }
+loss         = [{ use = "mse" }, { use = "rounding", weight = 0.5 }]
+rounding     = { use = "none" }
+sampler      = { use = "ddim", steps = 2 }
+metric       = [{ use = "true_caption" }, { use = "exact_match" }]
+
+[model]
+width = 8
+hidden = 16
+length = 6
+"""
+MODES = {
+    "none": "[]",
+    "extra_token": '[{ use = "time_add" }, { use = "extra_token" }]',
+    "feature_add": '[{ use = "time_add" }, { use = "feature_add" }]',
+    "both_then_time": '[{ use = "extra_token" }, { use = "feature_add" }, { use = "time_add" }]',
+}
+PAIRS = list(
+    product(
+        ("x0", "eps", "v"), ("cosine", "linear", "sqrt"), MODES, ("none", "scale"),
+        ("generated", "histogram"),
+    )
+)  # fmt: skip
+
+
+def resolved(*sets: str) -> Recipe:
+    return recipe.loads(RECIPE, sets=sets)
+
+
+def composed(*sets: str) -> Parts:
+    given = resolved(*sets)
+    tokenizer = make(given.one("tokenizer"))
+    tokenizer.fit(CAPTIONS)
+    encoder: Any = NoEncoder()
+    return compose(given, encoder, tokenizer)
+
+
+def said_after_a_step(parts: Parts) -> list[str]:
+    assert math.isfinite(trained(parts, steps=1)["loss"])
+    parts.modules().eval()
+    return captions(parts, data(parts).features, rng())
+
+
+@pytest.mark.parametrize("chosen", PAIRS, ids=["-".join(pair) for pair in PAIRS])
+def test_every_combination_trains_and_samples(chosen: Sequence[str]) -> None:
+    target, schedule, mode, guidance, length = chosen
+    parts = composed(
+        f'target.use="{target}"', f'schedule.use="{schedule}"', f"conditioning={MODES[mode]}",
+        f'guidance.use="{guidance}"', f'length.use="{length}"',
+    )  # fmt: skip
+    assert len(said_after_a_step(parts)) == len(CAPTIONS)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("rounding", ["none", "clamp", "soft"])
+def test_every_way_back_works_with_distilbert(mode: str, sampler: str, rounding: str) -> None:
+    parts = composed(
+        'denoiser={ use = "distilbert", layers = 1, heads = 2 }', f"conditioning={MODES[mode]}",
+        f'sampler={{ use = "{sampler}", steps = 2 }}', f'rounding.use="{rounding}"',
+    )  # fmt: skip
+    assert len(said_after_a_step(parts)) == len(CAPTIONS)
+
+
+@pytest.mark.parametrize(("heads", "hidden"), [(12, 768), (8, 512)])
+def test_the_papers_widths_fit(heads: int, hidden: int) -> None:
+    parts = composed(
+        f'denoiser={{ use = "distilbert", layers = 1, heads = {heads} }}',
+        f"model.hidden={hidden}", "model.width=48",
+    )  # fmt: skip
+    assert math.isfinite(trained(parts, steps=1)["loss"])
+
+
+# ------------------------------------------------------------------------------- what compose does
+
+
+def test_the_seed_decides_the_first_weights() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        torch.rand(seed + 1)
+        parts = composed(f"seed={seed}")
+        return torch.cat([p.flatten() for p in parts.modules().parameters()])
+
+    one, two, other = weights(1), weights(1), weights(2)
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("mode", "seen"),
+    [("none", 6), ("extra_token", 8), ("feature_add", 6), ("both_then_time", 8)],
+)
+def test_the_denoiser_is_told_of_every_token_that_is_added(mode: str, seen: int) -> None:
+    parts = composed(f"conditioning={MODES[mode]}")
+    assert parts.dims.seen == seen
+    assert parts.network.denoiser.positions.shape == (seen, 16)  # type: ignore[union-attr]
+
+
+def test_equal_widths_need_no_projections() -> None:
+    narrow, same = composed(), composed("model.width=16")
+    assert isinstance(narrow.network.read, nn.Linear) and isinstance(
+        narrow.network.write, nn.Linear
+    )
+    assert isinstance(same.network.read, nn.Identity) and isinstance(
+        same.network.write, nn.Identity
+    )
+
+
+def test_losses_keep_their_names_and_weights() -> None:
+    parts = composed()
+    assert {name: loss.weight for name, loss in parts.loss.items()} == {"mse": 1, "rounding": 0.5}
+
+
+def test_only_what_holds_weights_is_saved() -> None:
+    assert set(composed().modules()) == {"network", "embedding", "length", "guidance"}
+    names = set(composed('length.use="histogram"').modules().state_dict())
+    assert "length.counts" in names
+
+
+def test_dataset_and_metrics_are_those_of_the_recipe() -> None:
+    given = resolved()
+    assert len(dataset(given).split("train").ids) == 4
+    assert [type(metric).__name__ for metric in metrics(given)] == ["TrueCaption", "ExactMatch"]
+
+
+def test_a_value_that_the_component_refuses_names_the_component() -> None:
+    with pytest.raises(CdlmError, match=r'dataset "shapes": .*1 to 3 things, not 4'):
+        dataset(resolved("dataset.things=4"))
+
+
+# ------------------------------------------------------------------------ pretrained, from a folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DistilBERT 16 wide with 2 layers, 2 heads, 8 positions, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("bert")
+    words = sorted({word for caption in CAPTIONS for word in caption.split()})
+    ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[SEP]", *words])}
+    engine = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    engine.pre_tokenizer = pre_tokenizers.Whitespace()
+    engine.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = DistilBertConfig(
+        vocab_size=len(ids), dim=16, hidden_dim=32, n_layers=2, n_heads=2, max_position_embeddings=8
+    )
+    DistilBertModel(config).save_pretrained(folder)
+    return folder
+
+
+def pretrained(folder: Path, *sets: str, heads: int = 2) -> Parts:
+    denoiser = f'{{ use = "distilbert", pretrained = "{folder}", layers = 2, heads = {heads} }}'
+    return composed(f"denoiser={denoiser}", *sets)
+
+
+def test_pretrained_denoiser_trains_and_samples(bert: Path) -> None:
+    assert len(said_after_a_step(pretrained(bert))) == len(CAPTIONS)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_pretrained_words_with_their_own_tokenizer(bert: Path, frozen: bool) -> None:
+    """The paper's arrangement: words as wide as the transformer, and both from one folder."""
+    parts = pretrained(
+        bert, "model.width=16", f'tokenizer={{ use = "hugging_face", source = "{bert}" }}',
+        f'embedding={{ use = "pretrained", source = "{bert}", frozen = {str(frozen).lower()} }}',
+    )  # fmt: skip
+    before = parts.embedding.table().detach().clone()
+    assert len(said_after_a_step(parts)) == len(CAPTIONS)
+    assert torch.equal(parts.embedding.table(), before) == frozen
+
+
+@pytest.mark.parametrize(
+    ("sets", "heads", "said"),
+    [
+        (["model.hidden=32"], 2, "model.hidden is 32, but"),
+        ([], 4, "denoiser.heads is 4, but"),
+        (["model.length=7"], 2, "9 tokens (caption and extra), but"),
+    ],
+)
+def test_pretrained_weights_of_other_sizes_are_refused(
+    bert: Path, sets: list[str], heads: int, said: str
+) -> None:
+    with pytest.raises(CdlmError) as caught:
+        pretrained(bert, *sets, heads=heads)
+    assert said in str(caught.value)
+
+
+def test_pretrained_words_of_another_width_are_refused(bert: Path) -> None:
+    with pytest.raises(CdlmError, match=r"set model.width = 16"):
+        composed(f'embedding={{ use = "pretrained", source = "{bert}" }}')
+
+
+def test_the_examples_fit_this_recipe() -> None:
+    parts = composed()
+    assert parts.dims == DIMS

@@ -1,0 +1,220 @@
+"""Every built-in keeps every law of its kind; a few laws of the contract itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import DistilBertConfig, DistilBertModel
+
+from cdlm import plugins
+from cdlm.errors import CdlmError
+from cdlm.registry import KINDS
+from cdlm.testing import Law, build, conformance, laws
+from cdlm.testing.examples import CAPTIONS, DIMS, IDS
+
+# -------------------------------------------------------------- what needs nothing but parameters
+
+test_cosine = conformance("schedule", "cosine")
+test_cosine_noisier = conformance("schedule", "cosine", noise=4.0)
+test_linear = conformance("schedule", "linear")
+test_sqrt = conformance("schedule", "sqrt")
+
+test_uniform = conformance("timesteps", "uniform")
+
+test_x0 = conformance("target", "x0")
+test_eps = conformance("target", "eps")
+test_v = conformance("target", "v")
+
+test_learned = conformance("embedding", "learned")
+test_learned_frozen = conformance("embedding", "learned", frozen=True)
+
+test_mse = conformance("loss", "mse")
+test_l1 = conformance("loss", "l1")
+test_rounding_loss = conformance("loss", "rounding")
+
+test_time_add = conformance("conditioning", "time_add")
+test_feature_add = conformance("conditioning", "feature_add")
+test_extra_token = conformance("conditioning", "extra_token")
+test_extra_token_plain = conformance("conditioning", "extra_token", segment=False)
+
+test_transformer = conformance("denoiser", "transformer", layers=2, dropout=0.1)
+test_distilbert = conformance("denoiser", "distilbert", layers=2, heads=2)
+test_distilbert_unnormed = conformance(
+    "denoiser", "distilbert", layers=1, heads=2, input_norm=False
+)
+
+test_plain = conformance("guidance", "none")
+test_scale = conformance("guidance", "scale")
+test_scale_of_one = conformance("guidance", "scale", scale=1.0)
+
+test_free = conformance("rounding", "none")
+test_clamp = conformance("rounding", "clamp")
+test_late_clamp = conformance("rounding", "clamp", below=0.3)
+test_soft = conformance("rounding", "soft")
+
+test_ddim = conformance("sampler", "ddim")
+test_ddim_half_fresh = conformance("sampler", "ddim", eta=0.5)
+test_ddpm = conformance("sampler", "ddpm")
+
+test_generated = conformance("length", "generated")
+test_histogram = conformance("length", "histogram")
+
+test_words = conformance("tokenizer", "words")
+
+test_shapes = conformance("dataset", "shapes", train=8, held_out=4)
+test_shapes_three = conformance("dataset", "shapes", train=8, held_out=4, things=3)
+
+test_shapes_clip = conformance("encoder", "open_clip", model="cdlm:shapes_clip")
+
+test_bleu = conformance("metric", "bleu")
+test_rouge_l = conformance("metric", "rouge_l")
+test_cider_d = conformance("metric", "cider_d")
+test_exact_match = conformance("metric", "exact_match")
+test_true_caption = conformance("metric", "true_caption")
+
+# ---------------------------------------------------------------------- what needs files of its own
+
+
+def every_law(kind: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("law", list(laws(kind).values()), ids=list(laws(kind)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A word-level tokenizer with BERT's names for padding and end, 13 words."""
+    words = sorted({word for caption in CAPTIONS for word in caption.split()})
+    ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[SEP]", *words])}
+    engine = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    engine.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    engine.add_special_tokens(["[PAD]", "[UNK]", "[SEP]"])
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    engine.save(str(path))
+    return path
+
+
+def write_bert(folder: Path, width: int) -> Path:
+    torch.manual_seed(0)
+    config = DistilBertConfig(
+        vocab_size=DIMS.vocab, pad_token_id=0, dim=width, hidden_dim=2 * width, n_layers=2,
+        n_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    DistilBertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small DistilBERT of the width of the transformer."""
+    return write_bert(tmp_path_factory.mktemp("bert"), DIMS.hidden)
+
+
+@pytest.fixture(scope="module")
+def narrow_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smaller one, of the width of the diffused embedding."""
+    return write_bert(tmp_path_factory.mktemp("narrow_bert"), DIMS.width)
+
+
+@pytest.fixture(scope="module")
+def flickr8k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six photos in the original layout, two for each split."""
+    root = tmp_path_factory.mktemp("flickr8k")
+    (root / "Flicker8k_Dataset").mkdir()
+    lines = []
+    for i, word in enumerate(("train", "dev", "test")):
+        names = [f"{word}-{j}.jpg" for j in range(2)]
+        (root / f"Flickr_8k.{word}Images.txt").write_text("\n".join(names) + "\n")
+        for j, name in enumerate(names):
+            colour = (90 * i, 120 * j, 60)
+            Image.new("RGB", (16 + i, 12), colour).save(root / "Flicker8k_Dataset" / name)
+            lines += [f"{name}#{k}\ta {word} caption {k} ." for k in range(2)]
+    (root / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def feature_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("features") / "features.safetensors"
+    rows = torch.randn(len(IDS), 3, 5, generator=torch.Generator().manual_seed(0))
+    save_file({"features": rows}, path, metadata={"image_ids": json.dumps(IDS)})
+    return path
+
+
+@every_law("tokenizer")
+def test_hugging_face(law: Law, tokenizer_json: Path) -> None:
+    law(build("tokenizer", "hugging_face", source=str(tokenizer_json)))
+
+
+@every_law("denoiser")
+def test_distilbert_pretrained(law: Law, bert: Path) -> None:
+    law(build("denoiser", "distilbert", pretrained=str(bert), layers=2, heads=2))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@every_law("embedding")
+def test_pretrained(law: Law, frozen: bool, narrow_bert: Path) -> None:
+    law(build("embedding", "pretrained", source=str(narrow_bert), frozen=frozen))
+
+
+@every_law("dataset")
+def test_flickr8k(law: Law, flickr8k: Path) -> None:
+    law(build("dataset", "flickr8k", root=str(flickr8k)))
+
+
+@every_law("encoder")
+def test_features(law: Law, feature_file: Path) -> None:
+    law(build("encoder", "features", path=str(feature_file)))
+
+
+# ----------------------------------------------------------------------------- the contract itself
+
+
+def test_every_built_in_is_checked_above() -> None:
+    here = Path(__file__).read_text()
+    for entry in plugins.load().registry.entries():
+        if entry.owner == "cdlm" or entry.owner.startswith("cdlm "):
+            assert f'("{entry.kind}", "{entry.name}"' in here, f"{entry.kind} {entry.name}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_laws_and_each_says_what_it_is(kind: str) -> None:
+    found = laws(kind)
+    assert len(found) >= 3
+    for name, law in found.items():
+        doc = getattr(law, "func", law).__doc__
+        assert doc and doc.split("\n")[0].endswith((".", ":", ";", ",")), name
+
+
+def test_an_unknown_kind_names_the_nearest() -> None:
+    with pytest.raises(CdlmError, match='did you mean "schedule"'):
+        conformance("schedul", "cosine")
+
+
+def test_an_unknown_law_can_not_be_waived() -> None:
+    with pytest.raises(CdlmError, match='did you mean "loses_signal"'):
+        conformance("schedule", "cosine", waive={"loses_signals": "typing error"})
+
+
+def test_a_waived_law_must_fail() -> None:
+    test = conformance("schedule", "cosine", waive={"loses_signal": "by design"})
+    marked = {case.id: case.marks for case in test.pytestmark[0].args[1]}  # type: ignore[attr-defined]
+    (mark,) = marked.pop("loses_signal")
+    assert mark.name == "xfail" and mark.kwargs["strict"] and mark.kwargs["reason"] == "by design"
+    assert not any(marked.values())
+
+
+def test_an_unknown_component_fails_the_test_and_not_the_collection() -> None:
+    test = conformance("schedule", "cosin")
+    with pytest.raises(CdlmError, match='did you mean "cosine"'):
+        test(laws("schedule")["loses_signal"])
+
+
+def test_building_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    build("denoiser", "transformer")
+    assert torch.equal(torch.get_rng_state(), before)

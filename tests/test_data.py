@@ -1,0 +1,78 @@
+"""The order of the captions is a function of (seed, batch) and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cdlm.data import Captions
+from cdlm.parts.tokenizers import Words
+
+COUNTS = (2, 1, 4)  # captions of each image
+
+
+@dataclass(frozen=True)
+class Few:
+    """Seven captions of three images; caption k of image i is "i k"."""
+
+    ids: tuple[str, ...] = ("x", "y", "z")
+    fingerprint: str = "few"
+
+    @property
+    def captions(self) -> list[list[str]]:
+        return [[f"{i} {k}" for k in range(count)] for i, count in enumerate(COUNTS)]
+
+
+def few() -> tuple[Captions, Words]:
+    tokenizer, split = Words(), Few()
+    tokenizer.fit([text for texts in split.captions for text in texts])
+    features = torch.arange(3.0).view(3, 1, 1)
+    given: Any = split
+    return Captions.of(given, features, tokenizer, 4, "cpu"), tokenizer
+
+
+def rows(captions: Captions, k: int, size: int, seed: int) -> list[tuple[int, ...]]:
+    return [tuple(row) for row in captions.batch(k, size, seed).ids.tolist()]
+
+
+def test_every_caption_stands_beside_the_feature_of_its_image() -> None:
+    captions, tokenizer = few()
+    batch = captions.batch(0, 7, 0)
+    images = [text.split()[0] for text in tokenizer.decode(batch.ids)]
+    assert images == [str(int(value)) for value in batch.features[:, 0, 0]]
+    assert batch.features.shape == (7, 1, 1) and bool((batch.mask.sum(1) == 3).all())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 10, 30])
+def test_every_epoch_has_every_caption_once_however_large_the_batch(size: int) -> None:
+    captions, _ = few()
+    batches = -(-7 * 3 // size)
+    seen = [row for k in range(batches) for row in rows(captions, k, size, seed=1)]
+    for epoch in range(3):
+        assert len(set(seen[7 * epoch : 7 * epoch + 7])) == 7
+
+
+def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:
+    captions, _ = few()
+    once = rows(captions, 9, 4, 3)
+    for k in (0, 50, 8):
+        captions.batch(k, 4, 3)
+    torch.manual_seed(123)
+    assert rows(captions, 9, 4, 3) == once
+
+
+def test_seeds_and_epochs_have_orders_of_their_own() -> None:
+    captions, _ = few()
+    orders = [tuple(rows(captions, k, 7, seed)) for seed in (0, 1) for k in (0, 1)]
+    assert len(set(orders)) == 4
+
+
+def test_a_batch_is_no_view_of_the_whole() -> None:
+    captions, _ = few()
+    before: Tensor = captions.ids.clone()
+    captions.batch(0, 7, 0).ids.zero_()
+    assert torch.equal(captions.ids, before)

@@ -1,0 +1,466 @@
+"""Every law can fail: for each of them here stands a component that breaks it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cdlm.errors import CdlmError
+from cdlm.parts.conditioning import TimeAdd
+from cdlm.parts.datasets.shapes.dataset import Shapes
+from cdlm.parts.denoisers.transformer import Transformer
+from cdlm.parts.embeddings import Learned
+from cdlm.parts.guidance import Plain, Scale
+from cdlm.parts.lengths import Generated, Histogram
+from cdlm.parts.losses import Mse
+from cdlm.parts.metrics import ExactMatch
+from cdlm.parts.rounding import Free
+from cdlm.parts.samplers import Ddim, Ddpm, even_grid
+from cdlm.parts.targets import X0, Eps
+from cdlm.parts.timesteps import Uniform
+from cdlm.parts.tokenizers import Words
+from cdlm.records import Level, State
+from cdlm.registry import KINDS
+from cdlm.testing import laws
+from cdlm.testing.examples import CAPTIONS, DIMS, IDS, quarter_circle
+
+BROKEN: dict[str, dict[str, Callable[[], Any]]] = {kind: {} for kind in KINDS}
+
+
+def breaks(kind: str, law: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Note a way to make a component that breaks this law."""
+
+    def note(make: Callable[[], Any]) -> Callable[[], Any]:
+        BROKEN[kind][law] = make
+        return make
+
+    return note
+
+
+def like(part: Any, **others: Any) -> Any:
+    """A copy of a component, some of its attributes and methods replaced."""
+    members = {
+        name: (lambda f: lambda self, *a, **k: f(self, *a, **k))(value)
+        if callable(value)
+        else value
+        for name, value in others.items()
+    }
+    changed = type(f"Broken{type(part).__name__}", (type(part),), members)
+    other = copy.deepcopy(part)
+    object.__setattr__(other, "__class__", changed)
+    return other
+
+
+# -------------------------------------------------------------------------------------- schedule
+
+
+def _levels(alpha: Callable[[Tensor], Tensor], sigma: Callable[[Tensor], Tensor]) -> Any:
+    return lambda t: Level(alpha(t), sigma(t))
+
+
+breaks("schedule", "preserves_variance")(lambda: _levels(lambda t: 1 - t, lambda t: t))
+breaks("schedule", "loses_signal")(
+    lambda: _levels(lambda t: t.clamp(0.1, 0.9), lambda t: (1 - t.clamp(0.1, 0.9) ** 2).sqrt())
+)
+breaks("schedule", "takes_any_shape")(
+    lambda: _levels(lambda t: quarter_circle(t.flatten()).alpha, lambda t: quarter_circle(t).sigma)
+)
+breaks("schedule", "keeps_the_type")(lambda: lambda t: quarter_circle(t.float()))
+breaks("schedule", "works_in_a_captioner")(
+    lambda: _levels(lambda t: t * math.nan, lambda t: t * math.nan)
+)
+
+# ------------------------------------------------------------------------------------- timesteps
+
+
+def _draws(draw: Callable[[int, Any], tuple[Tensor, Tensor]]) -> Any:
+    return like(Uniform(), __call__=lambda self, batch, rng: draw(batch, rng))
+
+
+def _rand(n: int, rng: Any) -> Tensor:
+    return 0.001 + 0.998 * torch.rand(n, generator=rng)
+
+
+breaks("timesteps", "stay_inside")(
+    lambda: _draws(lambda n, rng: (2 * _rand(n, rng), torch.ones(n)))
+)
+breaks("timesteps", "repeat")(lambda: _draws(lambda n, rng: (torch.rand(n), torch.ones(n))))
+breaks("timesteps", "weigh_one")(lambda: _draws(lambda n, rng: (_rand(n, rng), _rand(n, rng))))
+breaks("timesteps", "works_in_a_captioner")(
+    lambda: _draws(lambda n, rng: (_rand(n, rng), torch.full((n,), math.inf)))
+)
+
+
+@breaks("timesteps", "bear_losses")
+def _shaken() -> Any:
+    """Its weights become the last losses."""
+    seen: list[Tensor] = []
+
+    def call(self: Any, n: int, rng: Any) -> tuple[Tensor, Tensor]:
+        weight = seen[-1].mean().expand(n) if seen else torch.ones(n)
+        return _rand(n, rng), weight
+
+    return like(Uniform(), __call__=call, observe=lambda self, t, loss: seen.append(loss))
+
+
+# ---------------------------------------------------------------------------------------- target
+
+breaks("target", "inverts")(lambda: like(Eps(), decode=lambda self, y, x_t, t, schedule: x_t - y))
+breaks("target", "counts_each_caption_alone")(
+    lambda: like(X0(), decode=lambda self, y, x_t, t, schedule: y - y.mean(0))
+)
+breaks("target", "listens")(lambda: like(X0(), decode=lambda self, y, x_t, t, schedule: y.detach()))
+breaks("target", "writes_nothing")(
+    lambda: like(X0(), decode=lambda self, y, x_t, t, schedule: y.mul_(2))
+)
+breaks("target", "works_in_a_captioner")(
+    lambda: like(X0(), encode=lambda self, noised, schedule: noised.x0 / 0)
+)
+
+# ------------------------------------------------------------------------------------- embedding
+
+
+def _learned(**others: Any) -> Any:
+    torch.manual_seed(0)
+    return like(Learned(dims=DIMS), **others)
+
+
+def _equal_rows() -> Any:
+    part = _learned()
+    with torch.no_grad():
+        part.weight[1] = part.weight[0]
+    return part
+
+
+breaks("embedding", "agrees_with_its_table")(
+    lambda: _learned(forward=lambda self, ids: 2 * nn.functional.embedding(ids, self.table()))
+)
+breaks("embedding", "tells_words_apart")(_equal_rows)
+breaks("embedding", "has_unit_variance")(lambda: _learned(table=lambda self: self.weight / 10))
+breaks("embedding", "learns_or_is_frozen")(
+    lambda: _learned(logits=lambda self, x: (x @ self.table().T).detach())
+)
+breaks("embedding", "works_in_a_captioner")(
+    lambda: _learned(table=lambda self: self.weight * math.nan)
+)
+
+# ------------------------------------------------------------------------------------------ loss
+
+
+def _loss(call: Callable[[Any], Tensor]) -> Any:
+    return like(Mse(), __call__=lambda self, guess: call(guess))
+
+
+def _square(guess: Any) -> Tensor:
+    return (guess.got - guess.wanted).square().mean((1, 2))
+
+
+breaks("loss", "is_one_number_a_caption")(lambda: _loss(lambda guess: _square(guess).mean()))
+breaks("loss", "prefers_the_truth")(lambda: _loss(lambda guess: -_square(guess)))
+breaks("loss", "ignores_masked_positions")(lambda: _loss(_square))
+breaks("loss", "counts_each_caption_alone")(
+    lambda: _loss(lambda guess: _square(guess) * torch.arange(len(guess.got)))
+)
+breaks("loss", "teaches")(lambda: _loss(lambda guess: _square(guess).detach()))
+breaks("loss", "works_in_a_captioner")(lambda: _loss(lambda guess: _square(guess) / 0))
+
+# ---------------------------------------------------------------------------------- conditioning
+
+
+def _time(forward: Callable[[Any, Any], Any], **others: Any) -> Any:
+    """A mode that does what `forward` does with the stream and the condition."""
+    return like(
+        TimeAdd(dims=DIMS), forward=lambda self, stream, given: forward(stream, given), **others
+    )
+
+
+def _image(given: Any) -> Tensor:
+    return given.features[:, :1, : DIMS.hidden].sum(-1, keepdim=True)
+
+
+def _inplace(stream: Any, given: Any) -> Any:
+    stream.h.add_(1.0)
+    return replace(stream, h=stream.h.clone())
+
+
+breaks("conditioning", "adds_its_tokens")(lambda: like(TimeAdd(dims=DIMS), extra=1))
+breaks("conditioning", "writes_what_it_declares")(
+    lambda: like(TimeAdd(dims=DIMS), writes={"tokens", "time"})
+)
+breaks("conditioning", "keeps_the_text_in_place")(
+    lambda: _time(
+        lambda s, _: replace(s, h=s.h.roll(1, 1), mask=s.mask.roll(1, 1), text=slice(0, 6)), extra=0
+    )
+)
+breaks("conditioning", "hides_a_withheld_image")(
+    lambda: _time(lambda s, given: replace(s, h=s.h + _image(given)))
+)
+breaks("conditioning", "counts_each_caption_alone")(
+    lambda: _time(lambda s, _: replace(s, h=s.h + s.h.mean(0)))
+)
+breaks("conditioning", "teaches_every_weight")(lambda: _time(lambda s, _: replace(s, h=s.h + 1)))
+breaks("conditioning", "repeats_and_writes_nothing")(lambda: _time(_inplace))
+breaks("conditioning", "works_in_a_captioner")(
+    lambda: _time(lambda s, _: replace(s, h=s.h * math.nan))
+)
+
+# -------------------------------------------------------------------------------------- denoiser
+
+
+def _transformer(forward: Callable[..., Any] | None = None, **others: Any) -> Any:
+    torch.manual_seed(0)
+    part = Transformer(layers=1, heads=2, dims=DIMS)
+    return like(part, **others, **({"forward": forward} if forward else {}))
+
+
+def _with_idle_weight() -> Any:
+    part = _transformer()
+    part.idle = nn.Linear(2, 2)
+    return part
+
+
+def _writing(self: Any, stream: Any) -> Tensor:
+    return stream.h.mul_(0.9)
+
+
+breaks("denoiser", "keeps_the_shape")(
+    lambda: _transformer(lambda self, s: Transformer.forward(self, s)[:, s.text])
+)
+breaks("denoiser", "never_leaks_padding")(
+    lambda: _transformer(lambda self, s: s.h + s.h.mean(1, keepdim=True))
+)
+breaks("denoiser", "reads_what_it_declares")(lambda: _transformer(reads={"tokens", "context"}))
+breaks("denoiser", "counts_each_caption_alone")(
+    lambda: _transformer(lambda self, s: s.h + s.h.mean(0))
+)
+breaks("denoiser", "teaches_every_weight")(_with_idle_weight)
+breaks("denoiser", "repeats_and_writes_nothing")(lambda: _transformer(_writing))
+breaks("denoiser", "works_in_a_captioner")(
+    lambda: _transformer(lambda self, s: Transformer.forward(self, s) * math.nan)
+)
+
+# -------------------------------------------------------------------------------------- guidance
+
+
+def _guided(rule: Callable[..., Tensor], part: Any = None) -> Any:
+    return like(part or Plain(), forward=lambda self, with_, without, t, mask: rule(with_, without))
+
+
+breaks("guidance", "keeps_the_shape")(lambda: _guided(lambda with_, _: with_[:, 0]))
+breaks("guidance", "keeps_what_both_say")(lambda: _guided(lambda with_, without: with_ + without))
+breaks("guidance", "asks_for_both_if_both_count")(lambda: like(Scale(), both=False))
+breaks("guidance", "counts_each_caption_alone")(
+    lambda: _guided(lambda with_, _: with_ - with_.mean(0))
+)
+breaks("guidance", "teaches_and_writes_nothing")(lambda: _guided(lambda with_, _: with_.mul_(2)))
+breaks("guidance", "works_in_a_captioner")(lambda: _guided(lambda with_, _: with_ * math.nan))
+
+# -------------------------------------------------------------------------------------- rounding
+
+
+def _rounded(call: Callable[[Tensor, Any], Tensor]) -> Any:
+    return like(Free(), __call__=lambda self, x, t, embedding: call(x, embedding))
+
+
+breaks("rounding", "counts_each_caption_alone")(lambda: _rounded(lambda x, _: x - x.mean(0)))
+breaks("rounding", "keeps_words")(lambda: _rounded(lambda x, _: -x))
+breaks("rounding", "repeats_and_writes_nothing")(lambda: _rounded(lambda x, _: x.mul_(0.5)))
+breaks("rounding", "works_in_a_captioner")(lambda: _rounded(lambda x, _: x[..., :1, :]))
+
+# --------------------------------------------------------------------------------------- sampler
+
+
+def _steps(step: Callable[..., State]) -> Any:
+    return like(Ddim(), step=step)
+
+
+def _late(self: Any, state: State, s: float, denoise: Any, schedule: Any, rng: Any) -> State:
+    return replace(Ddim.step(self, state, s, denoise, schedule, rng), t=state.t)
+
+
+def _global(self: Any, state: State, s: float, denoise: Any, schedule: Any, rng: Any) -> State:
+    return Ddpm().step(state, s, denoise, schedule, torch.default_generator)
+
+
+def _noiseless(self: Any, state: State, s: float, denoise: Any, schedule: Any, rng: Any) -> State:
+    """Back to the estimate at every step, never re-noised: it seeks modes."""
+    x0_hat = denoise(state.x, state.t)
+    return State(x=schedule(x0_hat.new_tensor(s)).alpha * x0_hat, t=s, x0_hat=x0_hat)
+
+
+def _short(self: Any, state: State, s: float, denoise: Any, schedule: Any, rng: Any) -> State:
+    after = Ddim.step(self, state, s, denoise, schedule, rng)
+    return replace(after, x=0.9 * after.x)
+
+
+breaks("sampler", "walks_from_noise_to_text")(
+    lambda: like(Ddim(), grid=lambda self, steps: even_grid(steps)[::-1])
+)
+breaks("sampler", "arrives_at_the_estimate")(lambda: _steps(_short))
+breaks("sampler", "keeps_the_books")(lambda: _steps(_late))
+breaks("sampler", "repeats")(lambda: _steps(_global))
+breaks("sampler", "keeps_mean_and_spread")(lambda: _steps(_noiseless))
+breaks("sampler", "ends_at_words")(lambda: _steps(_noiseless))
+breaks("sampler", "works_in_a_captioner")(
+    lambda: like(Ddim(), grid=lambda self, steps: [1.0, None])
+)
+
+# ---------------------------------------------------------------------------------------- length
+
+
+def _learns_always(self: Any, batch: Any) -> Tensor:
+    self.counts += 1
+    return batch.mask
+
+
+breaks("length", "covers_the_caption")(
+    lambda: like(Generated(dims=DIMS), mask=lambda self, batch: batch.mask & (batch.ids != 1))
+)
+breaks("length", "draws_positions")(
+    lambda: like(Generated(dims=DIMS), draw=lambda self, given, rng: torch.rand(3, 6) < 0.5)
+)
+breaks("length", "learns_in_training_only")(lambda: like(Histogram(dims=DIMS), mask=_learns_always))
+breaks("length", "works_in_a_captioner")(
+    lambda: like(Generated(dims=DIMS), mask=lambda self, batch: batch.mask.fill_(0) / 0)
+)
+
+# ------------------------------------------------------------------------------------- tokenizer
+
+
+def _words(**others: Any) -> Any:
+    part = like(Words(), **others)
+    part.fit(CAPTIONS)
+    return part
+
+
+def _coded(change: Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Any:
+    return _words(encode=lambda self, texts, n: change(self, *Words.encode(self, texts, n)))
+
+
+def _growing(self: Any, captions: Any) -> None:
+    """The more often it is fitted, the further its words move."""
+    self.fits = getattr(self, "fits", 0) + 1
+    Words.fit(self, [*captions, *["grass"] * 9 * (self.fits - 1)])
+
+
+breaks("tokenizer", "gives_captions_back")(
+    lambda: _words(decode=lambda self, ids: [text.upper() for text in Words.decode(self, ids)])
+)
+breaks("tokenizer", "ends_and_pads")(lambda: _coded(lambda self, ids, mask: (ids, mask | True)))
+breaks("tokenizer", "cuts_long_captions")(
+    lambda: _coded(lambda self, ids, mask: (ids.where(mask.sum(1, True) < 4, self.pad), mask))
+)
+breaks("tokenizer", "stops_at_the_end")(
+    lambda: _words(decode=lambda self, ids: [str(row) for row in ids.tolist()])
+)
+breaks("tokenizer", "reads_any_ids")(
+    lambda: _words(decode=lambda self, ids: [None if 2 in row else "" for row in ids.tolist()])
+)
+breaks("tokenizer", "repeats")(lambda: _words(fit=_growing))
+breaks("tokenizer", "survives_saving")(lambda: _words(load=lambda self, path: None))
+breaks("tokenizer", "works_in_a_captioner")(
+    lambda: _words(decode=lambda self, ids: [None] * len(ids))
+)
+
+# --------------------------------------------------------------------------------------- dataset
+
+
+def _shapes(change: Callable[[Any, str], Any]) -> Any:
+    """Small drawn scenes whose splits were changed in place."""
+
+    def split(self: Any, name: str) -> Any:
+        found = Shapes.split(self, name)
+        change(found, name)
+        return found
+
+    return like(Shapes(train=6, held_out=4), split=split)
+
+
+def _set(**values: Any) -> Callable[[Any, str], None]:
+    return lambda split, name: vars(split).update(values)
+
+
+def _counting() -> Callable[[Any, str], None]:
+    calls: list[str] = []
+
+    def change(split: Any, name: str) -> None:
+        calls.append(name)
+        split.fingerprint = str(len(calls))
+
+    return change
+
+
+breaks("dataset", "captions_every_image")(lambda: _shapes(_set(captions=[[" "]] * 6)))
+breaks("dataset", "keeps_splits_apart")(lambda: _shapes(_set(fingerprint="the same")))
+breaks("dataset", "repeats")(lambda: _shapes(_counting()))
+breaks("dataset", "gives_the_images_asked_for")(
+    lambda: _shapes(
+        lambda split, name: vars(split).update(images=lambda rows, f=split.images: f(sorted(rows)))
+    )
+)
+
+
+@breaks("dataset", "refuses_unknown_splits")
+def _lenient() -> Any:
+    return like(Shapes(train=6, held_out=4), split=lambda self, name: Shapes.split(self, "train"))
+
+
+# --------------------------------------------------------------------------------------- encoder
+
+
+def _encoder(features: Callable[[], Tensor], **others: Any) -> Any:
+    usual = {
+        "needs": {"images"},
+        "shape": lambda: (1, 4),
+        "identity": lambda: {"encoder": "fixed"},
+        "lookup": lambda ids: features()[[IDS.index(name) for name in ids]],
+    }
+    return SimpleNamespace(**(usual | others))
+
+
+def _fixed() -> Tensor:
+    return torch.arange(16.0).view(4, 1, 4)
+
+
+breaks("encoder", "gives_its_shape")(lambda: _encoder(_fixed, shape=lambda: (4, 1)))
+breaks("encoder", "repeats")(lambda: _encoder(lambda: torch.rand(4, 1, 4)))
+breaks("encoder", "sees_each_image_alone")(
+    lambda: _encoder(_fixed, lookup=lambda ids: _fixed()[: len(ids)])
+)
+breaks("encoder", "knows_itself")(lambda: _encoder(_fixed, identity=dict))
+
+# ---------------------------------------------------------------------------------------- metric
+
+
+def _metric(call: Callable[[Any], dict[str, Any]] | None = None, **others: Any) -> Any:
+    given = {"__call__": lambda self, answers: call(answers)} if call else {}
+    return like(ExactMatch(), **given, **others)
+
+
+breaks("metric", "gives_finite_numbers")(lambda: _metric(lambda answers: {"score": math.nan}))
+breaks("metric", "ignores_the_order")(
+    lambda: _metric(lambda answers: {"score": float(len(answers.captions[0]))})
+)
+breaks("metric", "marks_each_caption")(lambda: _metric(marks=lambda self, answers: [True]))
+breaks("metric", "tells_right_from_wrong")(lambda: _metric(lambda answers: {"score": 1.0}))
+
+# ----------------------------------------------------------------------------------------- tests
+
+CASES = [(kind, law) for kind in KINDS for law in laws(kind)]
+
+
+@pytest.mark.parametrize(("kind", "law"), CASES, ids=["-".join(case) for case in CASES])
+def test_a_component_that_breaks_the_law_is_caught(kind: str, law: str) -> None:
+    check, component = laws(kind)[law], BROKEN[kind][law]()
+    whole = law == "works_in_a_captioner"  # there, whatever goes wrong may come out as it is
+    others = (CdlmError, RuntimeError, TypeError) if whole else ()
+    with pytest.raises((AssertionError, *others)):
+        check(component)

@@ -1,0 +1,299 @@
+"""A run from beginning to end, and what is refused on the way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Command, Finished
+from PIL import Image
+
+from cdlm.errors import CdlmError, RecipeError, RunError
+from cdlm.recipe import load
+from cdlm.run import AFTERWARDS, Job, Stop, altered, begin, choose_device, evaluate_run, train_run
+from cdlm.rundir import METRICS, SAMPLES, RunDir
+
+
+@pytest.fixture
+def copy(tiny_run: Finished, tmp_path: Path) -> Path:
+    """The tiny run, to be damaged."""
+    return Path(shutil.copytree(tiny_run.path, tmp_path / "copy"))
+
+
+def new_job(recipe: Path, folder: Path, *sets: str) -> Job:
+    """A job that has not begun yet."""
+    return Job.open(begin(load(recipe, sets), folder, False, []), "cpu")
+
+
+# ------------------------------------------------------------------------------- what a run leaves
+
+
+def test_a_finished_run_holds_summary_samples_and_gallery(tiny_run: Finished) -> None:
+    run = RunDir(tiny_run.path)
+    summary = run.summary()
+    assert (summary["split"], summary["n"], summary["step"]) == ("val", 12, 160)
+    assert len(run.records(SAMPLES)) == 12
+    with Image.open(tiny_run.path / "gallery.png") as gallery:
+        assert gallery.format == "PNG"
+        assert min(gallery.size) > 400
+
+
+def test_the_printed_table_is_the_summary(tiny_run: Finished) -> None:
+    scores = RunDir(tiny_run.path).summary()["scores"]
+    labels = {"exact_match": "exact match"} | {f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)}
+    assert list(scores) == list(labels)
+    rows = [line.split() for line in tiny_run.said.out.splitlines()]
+    for name, label in labels.items():
+        assert [*label.split(), f"{scores[name]:.4f}", "12"] in rows
+
+
+def test_samples_stand_beside_their_references(tiny_run: Finished) -> None:
+    split = Job.open(RunDir(tiny_run.path), "cpu").split("val")
+    for record, image, references in zip(
+        RunDir(tiny_run.path).records(SAMPLES), split.ids, split.captions, strict=True
+    ):
+        assert (record["image_id"], record["references"]) == (image, references)
+
+
+def test_metrics_name_every_term_at_every_logged_step(tiny_run: Finished) -> None:
+    records = RunDir(tiny_run.path).records(METRICS)
+    names = {"loss", "loss/mse", "loss/rounding", "gradient_norm", "learning_rate"}
+    steps = {name: [r["step"] for r in records if r["name"] == name] for name in names}
+    assert {record["name"] for record in records} == names
+    assert all(seen == list(range(2, 161, 2)) for seen in steps.values())
+
+
+def test_a_run_can_be_run_again_from_its_own_recipe(tiny_run: Finished) -> None:
+    again = load(tiny_run.path / "recipe.toml")
+    assert tiny_run.path.name.endswith(again.hash[:8])
+
+
+# ------------------------------------------------------------------------------------- beginning
+
+
+def test_a_run_that_is_there_is_never_overwritten(
+    cdlm: Command, tiny_recipe: Path, tiny_run: Finished
+) -> None:
+    before = contents(tiny_run.path)
+    for verb in ("run", "train"):
+        said = cdlm(verb, tiny_recipe, "--runs", tiny_run.path.parents[1])
+        assert said.code == 2
+        assert "this run has finished, and is not overwritten" in said.err
+    assert contents(tiny_run.path) == before
+
+
+def test_a_finished_run_that_is_resumed_is_evaluated_again(
+    cdlm: Command, tiny_recipe: Path, tiny_run: Finished, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run.path.parents[1], tmp_path / "runs")
+    said = cdlm("run", tiny_recipe, "--runs", tmp_path / "runs", "--threads", 1, "--resume")
+    assert said.code == 0, said.err
+    assert "evaluating it again" in said.err
+    assert "training" not in said.err
+    path = next((tmp_path / "runs").glob("*/*"))
+    for name in (SAMPLES, METRICS, "gallery.png"):
+        assert (path / name).read_bytes() == (tiny_run.path / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["encoder.path=nowhere", "dataset.train=61", "denoiser.heads=3"], ids=str
+)
+def test_a_run_that_fails_before_its_first_step_leaves_no_folder(
+    cdlm: Command, tiny_recipe: Path, tmp_path: Path, wrong: str
+) -> None:
+    said = cdlm("run", tiny_recipe, "--runs", tmp_path / "runs", "--set", wrong)
+    assert said.code == 2
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_a_run_that_fails_later_keeps_what_it_has(
+    cdlm: Command, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    sets = ("--set", "train.lr=1e38", "--set", "train.warmup=0", "--set", "train.log_every=1")
+    said = cdlm("run", tiny_recipe, "--runs", tmp_path / "runs", *sets)
+    assert said.code == 2
+    assert "training stopped before step" in said.err
+    assert RunDir(next((tmp_path / "runs").glob("*/*"))).records(METRICS)
+
+
+def test_a_recipe_that_was_changed_in_its_run_is_not_resumed(copy: Path, tmp_path: Path) -> None:
+    recipe = load(copy / "recipe.toml")
+    place = tmp_path / "runs" / "recipe" / f"default-s0-{recipe.hash[:8]}"
+    shutil.copytree(copy, place)
+    assert begin(recipe, tmp_path / "runs", True, []).path == place
+    text = (place / "recipe.toml").read_text()
+    (place / "recipe.toml").write_text(text.replace("steps = 160", "steps = 170"))
+    with pytest.raises(RunError, match="changed since the run began"):
+        begin(recipe, tmp_path / "runs", True, [])
+
+
+@pytest.mark.parametrize(("length", "cut"), [(20, False), (8, True)])
+def test_captions_that_are_cut_are_counted(
+    tiny_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, length: int, cut: bool
+) -> None:
+    job = new_job(tiny_recipe, tmp_path, "train.steps=1", f"model.length={length}")
+    words = [len(text.split()) for texts in job.split("train").captions for text in texts]
+    longer = sum(count + 1 > length for count in words)
+    with caplog.at_level(logging.WARNING):
+        train_run(job)
+    said = f"{longer} of {len(words)} training captions are cut: they have up to {max(words) + 1} "
+    assert (said in caplog.text) == cut == (longer > 0)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_another_number_of_threads_is_warned_of(
+    copy: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    shutil.rmtree(copy / "checkpoints" / "step-00000160")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with caplog.at_level(logging.WARNING):
+        train_run(Job.open(RunDir(copy), "cpu"))
+    assert ("begun with 1 threads and goes on with 2" in caplog.text) == (threads == 2)
+
+
+# -------------------------------------------------------------------------------------- stopping
+
+
+def test_signals_only_set_a_flag_while_a_run_listens() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with Stop().listening() as stop:
+        assert not stop.number
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+# ---------------------------------------------------------------------------------- what is damaged
+
+
+def evaluated(path: Path, *sets: str) -> int:
+    """Evaluate the run; the step of the weights that were used."""
+    return evaluate_run(Job.open(RunDir.open(path), "cpu", sets)).step
+
+
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = copy / "checkpoints" / "step-00000160" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        assert evaluated(copy) == 140
+    assert "a damaged checkpoint is skipped" in caplog.text
+
+
+def test_without_a_sound_checkpoint_there_is_nothing_to_evaluate(copy: Path) -> None:
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(RunError, match="no sound checkpoint"):
+        evaluated(copy)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"version": "1.0", "trunc', "no json"])
+def test_a_damaged_vocabulary_is_named(copy: Path, text: str) -> None:
+    (copy / "tokenizer.json").write_text(text)
+    with pytest.raises(RunError, match=r"tokenizer\.json: can't be read"):
+        evaluated(copy)
+
+
+def test_another_vocabulary_is_refused(copy: Path) -> None:
+    text = (copy / "tokenizer.json").read_text()
+    words: dict[str, Any] = json.loads(text)
+    vocabulary = words["model"]["vocab"]
+    vocabulary["red"], vocabulary["blue"] = vocabulary["blue"], vocabulary["red"]
+    (copy / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(RunError, match="not the vocabulary"):
+        evaluated(copy)
+
+
+def test_a_lost_vocabulary_is_learnt_again(copy: Path, tiny_run: Finished) -> None:
+    (copy / "tokenizer.json").unlink()
+    assert evaluated(copy) == 160
+    again = (copy / "tokenizer.json").read_bytes()
+    assert again == (tiny_run.path / "tokenizer.json").read_bytes()
+
+
+def test_weights_of_another_model_are_refused(copy: Path) -> None:
+    text = (copy / "recipe.toml").read_text()
+    (copy / "recipe.toml").write_text(text.replace("hidden = 16", "hidden = 32"))
+    with pytest.raises(RunError, match=r"do not fit the model of .*\n.*size mismatch"):
+        evaluated(copy)
+    with pytest.raises(RunError, match="do not fit the model"):
+        train_run(Job.open(RunDir.open(copy), "cpu"))
+
+
+# ------------------------------------------------------------------------------------- afterwards
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["seed=4"],
+        ["dataset.held_out=8"],
+        ["sampler.steps=3", "sampler.use=ddim"],
+        ["rounding.use=clamp"],
+        ["evaluate.split=test", "evaluate.limit=2"],
+        ["guidance.scale=3"],
+        ["metric=[]"],
+        ["train.steps=160"],  # as it is
+    ],
+    ids=str,
+)
+def test_what_no_weight_rests_on_can_be_set_afterwards(tiny_run: Finished, sets: list[str]) -> None:
+    assert evaluated(tiny_run.path, *sets) == 160
+
+
+@pytest.mark.parametrize(
+    "key", ["model.hidden=32", "train.steps=3", "denoiser.layers=2", "target.use=eps"]
+)
+def test_what_weights_rest_on_cannot_be_set_afterwards(tiny_run: Finished, key: str) -> None:
+    recipe = load(tiny_run.path / "recipe.toml")
+    with pytest.raises(RecipeError) as said:
+        altered(recipe, ["seed=1", key])
+    (mistake,) = said.value.mistakes
+    assert mistake.place == f"--set {key.partition('=')[0]}"
+    assert all(kind in mistake.hint for kind in AFTERWARDS)
+
+
+def test_guidance_set_afterwards_needs_withheld_images(tiny_recipe: Path, tmp_path: Path) -> None:
+    job = new_job(tiny_recipe, tmp_path, "guidance={ use = 'none' }", "train.steps=1")
+    train_run(job)
+    assert evaluated(job.run.path, "guidance={ use = 'scale', scale = 1 }") == 1
+    with pytest.raises(CdlmError, match="without the image"):
+        evaluated(job.run.path, "guidance={ use = 'scale', scale = 2 }")
+
+
+def test_evaluating_changes_nothing_in_the_run(tiny_run: Finished) -> None:
+    before = contents(tiny_run.path)
+    evaluated(tiny_run.path, "seed=1")
+    assert contents(tiny_run.path) == before
+
+
+def test_equal_seeds_give_equal_captions_and_others_do_not(tiny_run: Finished) -> None:
+    said = []
+    for seed in (0, 0, 1):
+        job = Job.open(RunDir(tiny_run.path), "cpu", [f"seed={seed}"])
+        said.append(evaluate_run(job).answers.captions)
+    assert said[0] == said[1] != said[2]
+
+
+# --------------------------------------------------------------------------------------- devices
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(CdlmError, match=rf"^--device {device}: .*\n    there is: cpu"):
+        choose_device(device)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file, by its path."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
