@@ -55,4 +55,9 @@ def _rows(start: int, size: int, total: int, seed: int) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _order(total: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(total, generator=Generator().manual_seed(seed * 1_000_003 + epoch))
+    return torch.randperm(total, generator=Generator().manual_seed(mixed(seed, epoch)))
+
+
+def mixed(seed: int, index: int) -> int:
+    """A seed of its own for every (seed, index)."""
+    return (seed * 1_000_003 + index) % 2**63

@@ -192,16 +192,18 @@ def pretrain(
 def make(recipe: Path, out: Path, device: str, tell: Tell = silent) -> float:
     """Train the recipe's model into the new folder `out`; its accuracy on held-out scenes.
 
-    Raises CdlmError for a recipe that can't be read, and RunError where `out` is there already.
+    Raises CdlmError for a recipe that can't be read, and RunError where `out` can't be made.
     """
     config, plan = read(recipe)
-    if out.exists():
-        raise RunError(f"--out {out}: is there already, and is not overwritten")
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(f"--out {out}: can't be made: {error.strerror}") from error
     torch.manual_seed(plan.seed)
     model = build(config)
-    for step, error in pretrain(model, plan, device):
+    for step, value in pretrain(model, plan, device):
         if step % 10 == 0 or step == plan.steps:
-            tell("pretraining", step, plan.steps, f"loss {error.item():.3f}")
+            tell("pretraining", step, plan.steps, f"loss {value.item():.3f}")
     save(model, config, out)
     return accuracy(model, plan, 1024, Generator(device).manual_seed(plan.seed))
 
@@ -228,7 +230,6 @@ def save(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
     """An open_clip folder: open_clip_config.json and half-precision open_clip_model.safetensors."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     text = {**config["text_cfg"], "vocab_size": len(vocabulary()) + 2, "pool_type": "argmax"}
     described = {
         "model_cfg": {**config, "text_cfg": text},

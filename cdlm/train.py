@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor, nn
 
+from cdlm.data import Captions, mixed
 from cdlm.errors import CdlmError
 from cdlm.protocols import Schedule
 from cdlm.records import Batch, Condition, Event, Guess, Noised
 
 if TYPE_CHECKING:
     from cdlm.compose import Parts
-    from cdlm.data import Captions
     from cdlm.recipe import TrainTable
 
 
@@ -129,8 +129,8 @@ def train(
     learner.model.train()
     device = learner.device
     for step in range(first, plan.steps):
-        torch.manual_seed(_mix(seed, step))  # dropout draws from the global generator
-        rng = Generator(device).manual_seed(_mix(seed, step))
+        torch.manual_seed(mixed(seed, step))  # dropout draws from the global generator
+        rng = Generator(device).manual_seed(mixed(seed, step))
         rate = plan.lr * pace(step, plan)
         for group in learner.optimizer.param_groups:
             group["lr"] = rate
@@ -206,11 +206,6 @@ def _events(
     if last or done % plan.checkpoint_every == 0:
         yield Event(step=done, name="checkpoint", value=done)
     yield Event(step=done, name="step", value=done)
-
-
-def _mix(seed: int, step: int) -> int:
-    """A seed of its own for every (seed, step)."""
-    return (seed * 1_000_003 + step) % 2**63
 
 
 def _diverged(step: int, terms: dict[str, Tensor], norm: Tensor) -> str:

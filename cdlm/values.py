@@ -13,5 +13,6 @@ Count = Annotated[int, Ge(0)]  # 0, 1, 2, ...
 Positive = Annotated[int, Gt(0)]  # 1, 2, 3, ...
 Fraction = Annotated[float, Ge(0), Le(1)]  # 0 to 1, both allowed
 Share = Annotated[float, Ge(0), Lt(1)]  # 0 allowed, 1 not
+Part = Annotated[float, Gt(0), Lt(1)]  # neither 0 nor 1
 NonNegative = Annotated[float, Ge(0)]
 Above0 = Annotated[float, Gt(0)]

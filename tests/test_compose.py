@@ -156,9 +156,17 @@ def test_dataset_and_metrics_are_those_of_the_recipe() -> None:
     assert [type(metric).__name__ for metric in metrics(given)] == ["TrueCaption", "ExactMatch"]
 
 
-def test_a_value_that_the_component_refuses_names_the_component() -> None:
-    with pytest.raises(CdlmError, match=r'dataset "shapes": .*1 to 3 things, not 4'):
-        dataset(resolved("dataset.things=4"))
+def test_a_value_that_the_component_refuses_names_the_component(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = resolved()
+
+    def refuses(**parameters: object) -> None:
+        raise ValueError("train and held_out are the wrong way round")
+
+    monkeypatch.setattr("cdlm.registry.Entry.load", lambda entry: refuses)
+    with pytest.raises(CdlmError, match='dataset "shapes": train and held_out'):
+        dataset(given)
 
 
 # ------------------------------------------------------------------------ pretrained, from a folder

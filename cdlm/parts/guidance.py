@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cdlm.values import NonNegative, Share
+from cdlm.values import NonNegative, Part, Share
 
 
 class Plain(nn.Module):
@@ -35,7 +35,7 @@ class Scale(nn.Module):
         self,
         *,
         scale: NonNegative = 1.5,  # 1 is none, above 1 follows the image more closely
-        drop: Share = 0.1,  # share of captions trained without their image
+        drop: Part = 0.1,  # share of captions trained without their image
     ):
         super().__init__()
         self.scale, self.drop = scale, drop

@@ -364,8 +364,6 @@ def test_seeds_draw_other_scenes() -> None:
 def test_splits_that_are_not_there_are_named() -> None:
     with pytest.raises(DataError, match='did you mean "train"'):
         Shapes().split("trian")
-    with pytest.raises(ValueError, match="not 4"):
-        Shapes(things=4)
 
 
 def test_in_reading_order_things_are_named_as_they_stand() -> None:

@@ -15,9 +15,10 @@ from cdlm.values import Positive, Share
 class DistilBert(nn.Module):
     """DistilBERT's encoder, through transformers, over vectors instead of words.
 
-    Learned positions, then (unless `input_norm` is off) a LayerNorm, then post-norm layers. That
-    LayerNorm sets the scale of whatever comes in, noise included: with it, the noise level is only
-    seen where a conditioning such as `time_add` says it.
+    Learned positions, then (unless `input_norm` is off) a LayerNorm, then post-norm layers. Those
+    norms set the scale of whatever comes in, noise included: the network hardly sees how noisy x_t
+    is, so a conditioning such as `time_add` must say it. Without the first one a little more of it
+    comes through.
     `pretrained` takes the weights of a hub name or a folder; `layers` then counts those kept, from
     the first. Shapes: B M H -> B M H.   Source: Sanh et al. 2019; Xu 2022 (CLIP-Diffusion-LM).
     Raises CdlmError where widths, heads or lengths do not fit together.
@@ -31,7 +32,7 @@ class DistilBert(nn.Module):
         layers: Positive = 6,
         heads: Positive = 12,  # must divide the model's `hidden`
         dropout: Share = 0.1,
-        input_norm: bool = True,  # DistilBERT's own; it hides the noise level
+        input_norm: bool = True,  # DistilBERT's own LayerNorm at the input
         pretrained: str = "",  # hub name or folder; "" starts from random weights
         dims: Dims,
     ):

@@ -30,27 +30,24 @@ class Shapes:
     Two sizes, nine colours, eight shapes, six backgrounds, left to right or top to bottom: 864
     contents of one thing, 247,104 of two and 35 million of three. A content belongs to one split
     only (6 % to val, 6 % to test), so no scene of val or test was ever seen in training. Every
-    scene has `captions` different wordings of at most 24 words. The same at every call.
+    scene has up to `captions` different wordings, of at most 24 words. The same at every call.
+    Harder: three things, and captions in free order ("b to the right of a" for "a left of b").
     """
 
     provides: ClassVar[set[str]] = {"images", "scenes"}
 
     train: Positive = 20_000  # scenes of the training split
     held_out: Positive = 1_000  # scenes of val, and of test
-    things: Positive = 2  # at most this many things, 1 to 3
+    things: Literal[1, 2, 3] = 2  # at most this many in a scene
     captions: Positive = 5  # wordings of each scene
     order: Literal["reading", "free"] = "reading"  # in which things are named; free is harder
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.things > 3:
-            raise ValueError(f"dataset.things: a scene has 1 to 3 things, not {self.things}")
 
     def split(self, name: str) -> ShapesSplit:
         """Raises DataError for a name other than train, val and test."""
         if name not in SPLITS:
             raise DataError(f'shapes has no split "{name}"\n    {nearest(name, SPLITS)}')
-        rng = Generator().manual_seed(3 * self.seed + SPLITS.index(name))
+        rng = Generator().manual_seed((3 * self.seed + SPLITS.index(name)) % 2**63)
         mix = torch.tensor([1.0, 6.0, 6.0][: self.things])
         codes = sample_codes(self.train if name == "train" else self.held_out, name, mix, rng)
         return ShapesSplit(name, codes, arrange(codes, rng), self)
