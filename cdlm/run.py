@@ -360,7 +360,7 @@ def caption_features(
     return said
 
 
-def write_down(job: Job, outcome: Outcome, tell: Tell = silent) -> Path | None:
+def write_down(job: Job, outcome: Outcome) -> Path | None:
     """Samples, gallery and summary into the run's folder; the gallery's path, if there is one."""
     run, plan = job.run, job.recipe.evaluate
     lines = b"".join(rundir.line(record) for record in records(outcome.answers))

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from cdlm.errors import CdlmError
+from cdlm.parts.denoisers import require_equal_heads
 from cdlm.records import Dims, Stream
 from cdlm.values import Positive, Share
 
@@ -37,11 +38,7 @@ class DistilBert(nn.Module):
         dims: Dims,
     ):
         super().__init__()
-        if dims.hidden % heads:
-            raise CdlmError(
-                f"denoiser.heads: {heads} heads can't share model.hidden = {dims.hidden}\n"
-                f"    allowed: {', '.join(str(n) for n in range(1, 33) if dims.hidden % n == 0)}"
-            )
+        require_equal_heads(heads, dims)
         if pretrained:
             self.bert = _pretrained(pretrained, layers, heads, dropout, dims)
         else:

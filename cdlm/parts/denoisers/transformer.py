@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdlm.errors import CdlmError
+from cdlm.parts.denoisers import require_equal_heads
 from cdlm.records import Dims, Stream
 from cdlm.values import Positive, Share
 
@@ -33,11 +33,7 @@ class Transformer(nn.Module):
         dims: Dims,
     ):
         super().__init__()
-        if dims.hidden % heads:
-            raise CdlmError(
-                f"denoiser.heads: {heads} heads can't share model.hidden = {dims.hidden}\n"
-                f"    allowed: {', '.join(str(n) for n in range(1, 33) if dims.hidden % n == 0)}"
-            )
+        require_equal_heads(heads, dims)
         self.positions = nn.Parameter(0.02 * torch.randn(dims.seen, dims.hidden))
         self.layers = nn.ModuleList(_Layer(dims.hidden, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(dims.hidden)
