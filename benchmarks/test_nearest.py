@@ -35,6 +35,7 @@ PROVIDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nearest(benchmark, shape: str, provider: str) -> None:
+    benchmark.group = shape
     rows, words, width = SHAPES[shape]
     rng = torch.Generator().manual_seed(0)
     table = torch.randn(words, width, generator=rng)

@@ -4,27 +4,26 @@ import cdlm
 
 captioner = cdlm.Captioner.load("runs/extra_token/default-s0-1a2b3c4d")
 captioner("photo.jpg")
-captioner(["a.jpg", "b.jpg"], steps=10, sampler="ddpm", guidance=2.0, seed=1)
+captioner(["a.jpg", "b.jpg"], steps=10, sampler="ddim", seed=1)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
+from PIL.Image import Image
 from torch import Tensor
 
 from cdlm import toml
+from cdlm.errors import DataError
 from cdlm.parts.datasets import photos
 from cdlm.run import Job, caption_features, choose_device
 from cdlm.rundir import RunDir
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-Picture: TypeAlias = "str | Path | Image"
-SamplerTable: TypeAlias = "str | dict[str, Any]"
+Picture: TypeAlias = str | Path | Image
+SamplerTable: TypeAlias = str | dict[str, Any]
 
 
 class Captioner:
@@ -121,11 +120,13 @@ class Captioner:
         if steps is not None:
             sets.append(f"sampler.steps={steps}")
         if guidance is not None:
-            drop = self._job.parts.guidance.drop
-            scale = {"use": "scale", "scale": guidance, "drop": drop}
-            sets.append(f"guidance={toml.text(scale)}")
+            sets.append(f"guidance={toml.text({'use': 'scale', 'scale': guidance})}")
         return sets
 
 
 def _read(image: Picture) -> Image:
-    return photos.read(Path(image)) if isinstance(image, str | Path) else image.convert("RGB")
+    if isinstance(image, str | Path):
+        return photos.read(Path(image))
+    if not isinstance(image, Image):
+        raise DataError(f"expected an image: a path or a PIL image, got {type(image).__name__}")
+    return image.convert("RGB")

@@ -52,9 +52,12 @@ class Parts:
     sampler: Sampler
 
     def modules(self) -> nn.ModuleDict:
-        """The parts that hold weights; the others hold none."""
-        kinds = ("network", "embedding", "length", "timesteps", "guidance")
-        named = {kind: getattr(self, kind) for kind in kinds}
+        """Every part that is a module, by kind: what is trained, moved to a device and saved.
+
+        The encoder is frozen and keeps its own weights.
+        """
+        named = {**vars(self), **{f"loss_{name}": term for name, term in self.loss.items()}}
+        del named["encoder"]
         return nn.ModuleDict({k: part for k, part in named.items() if isinstance(part, nn.Module)})
 
 

@@ -19,16 +19,17 @@ from cdlm.places import cache_dir
 from cdlm.rundir import versions
 
 PYTHON = (3, 11)  # the oldest that cdlm supports
-TORCH = (2, 8)  # the oldest that cdlm is tested with
+TORCH = (2, 8)  # the oldest that pyproject.toml allows
 REQUIRED = (
     "torch",
     "torchvision",
     "transformers",
     "open_clip_torch",
     "safetensors",
+    "tokenizers",
+    "pycocoevalcap",
     "numpy",
     "pillow",
-    "pydantic",
     "pluggy",
     "typer",
     "rich",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from signal import Signals
 
 
 class CdlmError(Exception):
@@ -22,9 +23,9 @@ class RunError(CdlmError):
 class Interrupted(Exception):
     """Training was asked to stop, and its checkpoint is written. `code` is 128 + the signal."""
 
-    def __init__(self, run: str, number: int):
+    def __init__(self, run: str, number: int, step: int):
         self.code = 128 + number
-        super().__init__(f"stopped by signal {number}; all is saved in {run}")
+        super().__init__(f"stopped by {Signals(number).name} at step {step}; all is saved in {run}")
 
 
 class PluginError(CdlmError):

@@ -6,7 +6,9 @@ never ask which component they were given. See `cdlm list` for what is there, `c
 for one of them, and `cdlm.testing` for the checks that each must pass.
 
 A component is a keyword-only frozen dataclass, or an nn.Module with a keyword-only `__init__`. Its
-signature is the schema of its TOML table. A parameter named `dims` is filled in by `compose`.
+signature is the schema of its TOML table. A parameter named `dims` is filled in by `compose`, for
+every kind but dataset, encoder, tokenizer and metric, which are built before the widths are known.
+Any part that is an nn.Module is trained, moved and saved with the network.
 """
 
 from __future__ import annotations

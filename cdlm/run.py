@@ -142,6 +142,7 @@ class Job:
         splits: dict[str, Split] = {}
         encoder: Encoder = make(recipe.one("encoder"))
         encoder.to(device)
+        metrics(recipe)  # a metric that can't be built is found before training, not after
         parts = compose(recipe, encoder, _tokenizer(run, recipe, splits))
         _check_guidance(trained, recipe, parts.dims)
         return cls(run, recipe, parts, device, splits)
@@ -287,7 +288,7 @@ def _train(job: Job, pupil: Learner, data: Captions, first: int, stop: Stop, tel
         if event.name == "checkpoint" or halt:
             checkpoint.save(run.checkpoints, event.step, snapshot(pupil), state, plan.keep)
         if halt:
-            raise Interrupted(str(run.path), stop.number)
+            raise Interrupted(str(run.path), stop.number, event.step)
         _record(run, event)
         if event.name == "loss":
             loss = f"loss {event.value:.3f}, "

@@ -201,10 +201,17 @@ def options_slug(options: Sequence[str]) -> str:
     values.pop("seed", None)
     short = [key.rpartition(".")[2] for key in values]
     parts = [
-        f"{slug(last if short.count(last) == 1 else key)}={slug(value.replace('=', '-'))}"
+        f"{slug(last if short.count(last) == 1 else key)}={_short(value)}"
         for (key, value), last in zip(values.items(), short, strict=True)
     ]
     return slug("_".join(sorted(parts))) or "default"
+
+
+def _short(value: str) -> str:
+    """A value in a few letters: of tables the components, of a path its end."""
+    if uses := re.findall(r"""\buse\s*=\s*["']?(\w+)""", value):
+        return slug("+".join(uses), 24)
+    return slug(value.rstrip("/").rpartition("/")[2].replace("=", "-"), 16)
 
 
 def run_path(root: Path, recipe_name: str, options: Sequence[str], seed: int, digest: str) -> Path:

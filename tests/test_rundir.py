@@ -54,8 +54,9 @@ def python(code: str, *argv: object) -> subprocess.CompletedProcess[str]:
         (["train.steps=5", "train.steps=9"], "steps=9"),
         (["train.steps=5", "sampler.steps=9"], "sampler.steps=9_train.steps=5"),
         (["seed=3"], "default"),
-        (['denoiser={ use = "mlp", depth = 2 }'], "denoiser=use-mlp-depth-2"),
-        (["dataset.root=/data/fotos é"], "root=data-fotos"),
+        (['denoiser={ use = "mlp", depth = 2 }'], "denoiser=mlp"),
+        (["loss=[{use='mse'}, {use='rounding', weight=2}]"], "loss=mse+rounding"),
+        (["dataset.root=/data/fotos é"], "root=fotos"),
     ],
 )
 def test_options_read_as_a_short_name(options, slug):

@@ -50,7 +50,7 @@ class Ddim:
     Shapes: B L E.   Source: Song et al. 2021 (DDIM), eq. 12 and 16.
     """
 
-    steps: Positive = 20  # unless the caller asks for another number
+    steps: Positive = 20  # sampling steps, unless a call asks for another number
     eta: Fraction = 0.0  # 0 is deterministic given the first noise, 1 is DDPM
 
     def grid(self, steps: int) -> list[float]:
@@ -70,7 +70,7 @@ class Ddpm:
     Shapes: B L E.   Source: Ho et al. 2020, eq. 6 and 7, for any s < t.
     """
 
-    steps: Positive = 100  # unless the caller asks for another number
+    steps: Positive = 100  # sampling steps, unless a call asks for another number
 
     def grid(self, steps: int) -> list[float]:
         return even_grid(steps)
