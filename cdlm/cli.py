@@ -268,8 +268,7 @@ def _show(job: Job, outcome: Outcome, picture: Path | None) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(sample_table(outcome.answers, 10, job.recipe.seed))
-    split = job.recipe.evaluate.split
-    console.print(table(outcome.scores, f"{job.recipe.name}, {split} split"))
+    console.print(table(outcome.scores, f"{job.recipe.name}: {outcome.about}"))
     if picture:
         print(f"gallery: {picture}")
     print(f"run: {job.run.path}")

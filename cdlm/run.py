@@ -325,6 +325,7 @@ class Outcome:
     scores: list[Score]
     step: int  # of the weights
     seconds: float  # of sampling alone
+    about: str  # what was captioned, and how
 
 
 def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
@@ -342,7 +343,11 @@ def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
         references=split.captions[:count],
         truths=split.truths[:count],
     )
-    return Outcome(answers, evaluate(metrics(job.recipe), answers), step, seconds)
+    about = (
+        f"{plan.split} split, {job.recipe.one('sampler').use} of {job.parts.sampler.steps} steps, "
+        f"weights of step {step}"
+    )
+    return Outcome(answers, evaluate(metrics(job.recipe), answers), step, seconds, about)
 
 
 def caption_features(
@@ -398,8 +403,7 @@ def draw_gallery(job: Job, outcome: Outcome, path: Path) -> Path | None:
         [marks[i] for i in rows],
         path,
         job.recipe.about or job.recipe.name,
-        f"{job.recipe.evaluate.split} split, single sample, "
-        f"{job.parts.sampler.steps} steps, weights of step {outcome.step}",
+        outcome.about,
     )
     return path
 
