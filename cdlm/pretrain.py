@@ -39,6 +39,7 @@ from cdlm.parts.datasets.shapes.scenes import (
 from cdlm.progress import Tell, silent
 from cdlm.values import Above0, NonNegative, Positive
 
+MODEL = ("embed_dim", "vision_cfg", "text_cfg")  # what a recipe's `model` table must have
 MEAN = STD = (0.5, 0.5, 0.5)  # pixels become -1 to 1
 
 
@@ -57,11 +58,10 @@ class Pretraining:
 
 
 def build(model: dict[str, Any]) -> nn.Module:
-    """The open_clip model of a recipe's `model` table; its vocabulary is that of the scenes."""
+    """The open_clip model of a configuration, with first weights."""
     import open_clip
 
-    text = {**model["text_cfg"], "vocab_size": len(vocabulary()) + 2, "pool_type": "argmax"}
-    return open_clip.CLIP(model["embed_dim"], model["vision_cfg"], text)
+    return open_clip.CLIP(model["embed_dim"], model["vision_cfg"], model["text_cfg"])
 
 
 def relatives(codes: Codes, count: int, rng: Generator) -> Codes:
@@ -209,30 +209,31 @@ def make(recipe: Path, out: Path, device: str, tell: Tell = silent) -> float:
 
 
 def read(recipe: Path) -> tuple[dict[str, Any], Pretraining]:
-    """The `model` (an open_clip configuration) and `train` tables of a recipe. Raises CdlmError."""
+    """A recipe's open_clip configuration, its text tower made to read the words of the scenes, and
+    its plan of training. Raises CdlmError."""
     try:
         tables = tomllib.loads(recipe.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CdlmError(f"{recipe}: can't be read: {error}") from error
-    allowed = {field.name for field in fields(Pretraining)}
-    unknown = [f"train.{key}" for key in tables.get("train", {}) if key not in allowed]
-    unknown += [key for key in tables if key not in ("model", "train")]
-    if unknown or "model" not in tables:
-        what = f"unknown: {', '.join(unknown)}" if unknown else "there is no [model] table"
+    model, allowed = tables.get("model", {}), {field.name for field in fields(Pretraining)}
+    wrong = [f"unknown: train.{key}" for key in tables.get("train", {}) if key not in allowed]
+    wrong += [f"unknown: {key}" for key in tables if key not in ("model", "train")]
+    wrong += [f"missing: model.{key}" for key in MODEL if key not in model]
+    if wrong:
         raise CdlmError(
-            f"{recipe}: {what}\n    allowed: [model], an open_clip configuration; "
-            f"[train] with {', '.join(sorted(allowed))}"
+            f"{recipe}: {', '.join(wrong)}\n    allowed: [model], an open_clip configuration with "
+            f"{', '.join(MODEL)}; [train] with {', '.join(sorted(allowed))}"
         )
-    return tables["model"], Pretraining(**tables.get("train", {}))
+    text = {**model["text_cfg"], "vocab_size": len(vocabulary()) + 2, "pool_type": "argmax"}
+    return {**model, "text_cfg": text}, Pretraining(**tables.get("train", {}))
 
 
 def save(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
     """An open_clip folder: open_clip_config.json and half-precision open_clip_model.safetensors."""
     from safetensors.torch import save_file
 
-    text = {**config["text_cfg"], "vocab_size": len(vocabulary()) + 2, "pool_type": "argmax"}
     described = {
-        "model_cfg": {**config, "text_cfg": text},
+        "model_cfg": config,
         "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic"},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")

@@ -72,15 +72,15 @@ def test_a_pretrained_encoder_is_one_that_recipes_can_use(tmp_path: Path, small:
 
 def test_mistakes_are_named(small: Path) -> None:
     small.write_text(SMALL.replace("families", "familys"))
-    with pytest.raises(CdlmError, match=r"train\.familys\n.*families"):
+    with pytest.raises(CdlmError, match=r"unknown: train\.familys\n.*families"):
         read(small)
 
 
 def test_the_shipped_encoder_is_that_of_its_recipe() -> None:
     config, _ = read(RECIPE)
     stored = json.loads((SHIPPED / "open_clip_config.json").read_text())["model_cfg"]
-    text = {**config["text_cfg"], "vocab_size": len(vocabulary()) + 2, "pool_type": "argmax"}
-    assert stored == {**config, "text_cfg": text}
+    assert stored == config
+    assert config["text_cfg"]["vocab_size"] == len(vocabulary()) + 2
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 4_000_000
 
 
