@@ -355,7 +355,7 @@ def test_eval_prints_the_table_of_what_is_set(cdlm: Command, tiny_run: Finished)
     argv = ("eval", tiny_run.path, "--set", "evaluate.split=test", "--set", "evaluate.limit=5")
     said = cdlm(*argv, "--set", "sampler.steps=5")
     assert said.code == 0, said.err
-    assert ", test split" in said.out
+    assert ": test split, ddpm of 5 steps," in " ".join(said.out.split())
     (row,) = [line for line in said.out.splitlines() if "exact match" in line]
     assert row.split()[-1] == "5"
 
