@@ -5,25 +5,44 @@ import cdlm
 captioner = cdlm.Captioner.load("runs/extra_token/default-s0-1a2b3c4d")
 captioner("photo.jpg")
 captioner(["a.jpg", "b.jpg"], steps=10, sampler="ddim", seed=1)
+captioner("photo.jpg", n=5, template="a [ ] dog on [ ]", forbid=["grass"])
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, TypedDict, Unpack, overload
 
+import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Generator, Tensor
 
 from cdlm import toml
-from cdlm.errors import DataError
+from cdlm.errors import DataError, Mistake, RecipeError
 from cdlm.parts.datasets import photos
-from cdlm.run import Job, caption_features, choose_device
+from cdlm.run import SAMPLING, Job, caption_features, choose_device
 from cdlm.rundir import RunDir
+from cdlm.sample import candidates, forbidden
 
 Picture: TypeAlias = str | Path | Image
 SamplerTable: TypeAlias = str | dict[str, Any]
+WordCount: TypeAlias = tuple[int | None, int | None]  # at least, at most
+
+TRIES = 8  # rounds of n draws until n captions differ
+
+
+class Options(TypedDict, total=False):
+    """What a call may set, as `Captioner.__call__` says it."""
+
+    steps: int | None
+    sampler: SamplerTable | None
+    guidance: float | None
+    template: str | None
+    forbid: Sequence[str]
+    words: WordCount | None
+    sets: Sequence[str]
+    seed: int
 
 
 class Captioner:
@@ -41,87 +60,182 @@ class Captioner:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a text is a sequence of texts too
-        self,
-        images: Picture,
-        *,
-        steps: int | None = None,
-        sampler: SamplerTable | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
+        self, images: Picture, *, n: None = None, **options: Unpack[Options]
     ) -> str: ...
 
     @overload
-    def __call__(
-        self,
-        images: Sequence[Picture],
-        *,
-        steps: int | None = None,
-        sampler: SamplerTable | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
+    def __call__(  # type: ignore[overload-overlap]
+        self, images: Picture, *, n: int, **options: Unpack[Options]
     ) -> list[str]: ...
+
+    @overload
+    def __call__(
+        self, images: Sequence[Picture], *, n: None = None, **options: Unpack[Options]
+    ) -> list[str]: ...
+
+    @overload
+    def __call__(
+        self, images: Sequence[Picture], *, n: int, **options: Unpack[Options]
+    ) -> list[list[str]]: ...
 
     def __call__(
         self,
         images: Picture | Sequence[Picture],
         *,
+        n: int | None = None,
         steps: int | None = None,
         sampler: SamplerTable | None = None,
         guidance: float | None = None,
+        template: str | None = None,
+        forbid: Sequence[str] = (),
+        words: WordCount | None = None,
+        sets: Sequence[str] = (),
         seed: int = 0,
-    ) -> str | list[str]:
+    ) -> str | list[str] | list[list[str]]:
         """The caption of one image, or the captions of several.
 
-        images: paths or PIL images.   steps: sampling steps.   sampler: a name ("ddpm") or a table
-        ({"use": "ddim", "eta": 0.5}); one that is not the recipe's brings its own default steps.
+        images: paths or PIL images.
+        n: so many different captions of each image, as a list, in the order in which they were
+        drawn and without the recipe's selection; fewer where TRIES x n draws give no more.
+        steps: sampling steps.   sampler: a name ("ddpm") or a table ({"use": "ddim", "eta": 0.5});
+        one that is not the recipe's brings its own default steps.
         guidance: the scale of classifier-free guidance, 1 for none; the run must have been trained
-        with some images withheld.   What is None is as in the run's recipe.
+        with some images withheld.
+        template: words to keep, [ ] to fill in ("a [ ] dog on [ ]"); a "..." at its end lets the
+        caption go on.   forbid: words that no caption may have.   words: the least and the most
+        words, (5, 12); None for no limit. These hold beside the recipe's own constraints. (With a
+        tokenizer of pieces, a word here is one token.)
+        sets: what else is to differ from the recipe, as --set says it ("rounding.below=0.5").
+        What is left out is as in the run's recipe.
         Equal calls give equal captions; one image's caption may change with the others in the call.
-        Raises DataError for an image that can't be read, RecipeError for a sampler that there is
-        not, CdlmError for guidance of a run that was not trained for it.
+        Raises DataError for an image that can't be read, RecipeError for options that there are
+        not, CdlmError for guidance of a run that was not trained for it, and for words that the
+        run does not know or that leave no caption.
         """
+        if isinstance(forbid, str):
+            raise ValueError(f'forbid: expected a list of words, got "{forbid}"')
         one = isinstance(images, str | Path) or not isinstance(images, Sequence)
         many: Sequence[Picture] = [images] if one else images  # type: ignore[list-item, assignment]
-        said = self.of_features(
-            self._job.parts.encoder.encode([_read(image) for image in many]),
-            steps=steps,
-            sampler=sampler,
-            guidance=guidance,
-            seed=seed,
-        )
+        job = self._sampling(steps, sampler, guidance, _rules(template, forbid, words), sets)
+        features = self._job.parts.encoder.encode([_read(image) for image in many])
+        said = _said(job, features, n, seed)
         return said[0] if one else said
+
+    @overload
+    def of_features(
+        self, features: Tensor, *, n: None = None, **options: Unpack[Options]
+    ) -> list[str]: ...
+
+    @overload
+    def of_features(
+        self, features: Tensor, *, n: int, **options: Unpack[Options]
+    ) -> list[list[str]]: ...
 
     def of_features(
         self,
         features: Tensor,
         *,
+        n: int | None = None,
         steps: int | None = None,
         sampler: SamplerTable | None = None,
         guidance: float | None = None,
+        template: str | None = None,
+        forbid: Sequence[str] = (),
+        words: WordCount | None = None,
+        sets: Sequence[str] = (),
         seed: int = 0,
-    ) -> list[str]:
+    ) -> list[str] | list[list[str]]:
         """Captions for ready features B N C of the run's encoder; options as for images."""
         shape = self._job.parts.encoder.shape()
         if features.shape[1:] != shape:
             raise ValueError(f"features: expected B x {shape}, got {tuple(features.shape)}")
-        if len(features) == 0:
-            return []
-        job = self._job.sampling(self._sets(steps, sampler, guidance))
-        return caption_features(job, features, seed, job.recipe.evaluate.batch)
+        rules = _rules(template, forbid, words)
+        return _said(self._sampling(steps, sampler, guidance, rules, sets), features, n, seed)
 
-    def _sets(
-        self, steps: int | None, sampler: SamplerTable | None, guidance: float | None
-    ) -> list[str]:
-        """The options as --set would give them."""
-        sets = []
-        if sampler is not None:
-            table = {"use": sampler} if isinstance(sampler, str) else sampler
-            sets.append(f"sampler={toml.text(table)}")
-        if steps is not None:
-            sets.append(f"sampler.steps={steps}")
-        if guidance is not None:
-            sets.append(f"guidance={toml.text({'use': 'scale', 'scale': guidance})}")
-        return sets
+    def _sampling(
+        self,
+        steps: int | None,
+        sampler: SamplerTable | None,
+        guidance: float | None,
+        rules: list[dict[str, Any]],
+        sets: Sequence[str],
+    ) -> Job:
+        """The run's job with these options, its constraints found to leave words."""
+        job = self._job.sampling([*_of_sampling(sets), *_as_sets(steps, sampler, guidance)])
+        if rules:
+            tables = [*(choice.table() for choice in job.recipe.many("constraint")), *rules]
+            job = job.sampling([f"constraint={toml.text(tables)}"])
+        forbidden(job.parts, torch.device("cpu"))
+        return job
+
+
+def _said(job: Job, features: Tensor, n: int | None, seed: int) -> Any:
+    """A caption for each row of features, or a list of n."""
+    if len(features) == 0:
+        return []
+    if n is not None:
+        return different_captions(job, features, n, seed)
+    said = caption_features(job, features, seed, job.recipe.evaluate.batch)
+    return [it.caption for it in said]
+
+
+def different_captions(job: Job, table: Tensor, n: int, seed: int) -> list[list[str]]:
+    """n different captions for each row of features N C, in the order in which they were drawn.
+
+    Fewer where TRIES n draws give no more. Equal calls give equal captions.
+    """
+    if n < 1:
+        raise ValueError(f"n: expected a whole number above 0, got {n}")
+    rng = Generator(job.device).manual_seed(seed)
+    found: list[dict[str, None]] = [{} for _ in table]  # as sets that keep their order
+    for _ in range(TRIES):
+        short = torch.tensor([i for i, texts in enumerate(found) if len(texts) < n])
+        for rows in short.split(max(1, job.recipe.evaluate.batch // n)) if len(short) else ():
+            drawn = candidates(job.parts, table[rows].to(job.device), rng, n)
+            for i, texts in zip(rows.tolist(), drawn, strict=True):
+                found[i].update(dict.fromkeys(texts))
+    return [list(texts)[:n] for texts in found]
+
+
+def _rules(
+    template: str | None, forbid: Sequence[str], words: WordCount | None
+) -> list[dict[str, Any]]:
+    """The constraints of a call, as tables of a recipe."""
+    rules: list[dict[str, Any]] = []
+    if template is not None:
+        rules.append({"use": "template", "text": template})
+    if forbid:
+        rules.append({"use": "forbid", "words": list(forbid)})
+    if words is not None:
+        rules.append({"use": "size", "least": words[0] or 0, "most": words[1]})
+    return rules
+
+
+def _as_sets(steps: int | None, sampler: SamplerTable | None, guidance: float | None) -> list[str]:
+    """The options as --set would give them."""
+    sets = []
+    if sampler is not None:
+        table = {"use": sampler} if isinstance(sampler, str) else sampler
+        sets.append(f"sampler={toml.text(table)}")
+    if steps is not None:
+        sets.append(f"sampler.steps={steps}")
+    if guidance is not None:
+        sets.append(f"guidance={toml.text({'use': 'scale', 'scale': guidance})}")
+    return sets
+
+
+def _of_sampling(sets: Sequence[str]) -> Sequence[str]:
+    """The sets themselves. Raises RecipeError for one that changes no caption."""
+    keys = [text.partition("=")[0].strip() for text in sets]
+    hint = f"allowed: {', '.join(SAMPLING)}"
+    mistakes = [
+        Mistake(f"--set {key}", "it does not say how your images are captioned", hint)
+        for key in keys
+        if key.partition(".")[0] not in SAMPLING
+    ]
+    if mistakes:
+        raise RecipeError(mistakes)
+    return sets
 
 
 def _read(image: Picture) -> Image:

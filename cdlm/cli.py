@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -165,25 +166,57 @@ def caption(
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps.")] = None,
     sampler: Annotated[str | None, typer.Option(metavar="NAME", help="cdlm list sampler")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale; 1: none.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Different captions of each image.")] = 1,
+    template: Annotated[
+        str | None, typer.Option(metavar="TEXT", help='Words to keep: "a [ ] dog on [ ]".')
+    ] = None,
+    forbid: Annotated[
+        list[str] | None, typer.Option(metavar="WORD", help="A word that no caption may have.")
+    ] = None,
+    words: Annotated[
+        str | None, typer.Option(metavar="N-M", help="Fewest and most words: 5-12, 5- or -12.")
+    ] = None,
+    set_: Sets = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32, help="Of all random numbers.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Caption your own images."""
+    """Caption your own images.
+
+    Like: cdlm caption photo.jpg --run RUN --n 3 --template "a [ ] dog on ..." --forbid grass. In a
+    template [ ] is one word to fill in, and "..." at its end lets the caption go on.
+    """
     from cdlm import progress
-    from cdlm.captioner import Captioner
+    from cdlm.captioner import Captioner, Options
     from cdlm.parts.datasets import photos
 
+    options: Options = {
+        "steps": steps, "sampler": sampler, "guidance": guidance, "template": template,
+        "forbid": forbid or (), "words": None if words is None else _limits(words),
+        "sets": set_ or (),
+    }  # fmt: skip
     found = photos.find(images)
     captioner = Captioner.load(run, device)
     with _lines_to(out) as write, progress.bars() as tell:
         for start in range(0, len(found), AT_ONCE):
             paths = found[start : start + AT_ONCE]
-            said = captioner(
-                paths, steps=steps, sampler=sampler, guidance=guidance, seed=seed + start
+            options["seed"] = seed + start
+            said: Sequence[str | list[str]] = (
+                captioner(paths, n=n, **options) if n > 1 else captioner(paths, **options)
             )
-            for path, text in zip(paths, said, strict=True):
-                write(str(path), text)
+            for path, texts in zip(paths, said, strict=True):
+                if n > 1 and len(texts) < n:
+                    log.warning("%s: found %d different captions, not %d", path, len(texts), n)
+                write(str(path), texts)
             tell("captions", start + len(paths), len(found), "")
+
+
+def _limits(text: str) -> tuple[int, int | None]:
+    """The fewest and the most words that "5-12" says. Raises CdlmError."""
+    found = re.fullmatch(r"(\d*)(-?)(\d*)", text.strip())
+    if found is None or not (found[1] or found[3]):
+        raise CdlmError(f'--words {text}: expected "5-12", "5-", "-12" or "7"')
+    least = int(found[1] or 0)
+    return least, int(found[3]) if found[3] else None if found[2] else least
 
 
 # ----------------------------------------------------------------------------------------- looking
@@ -268,7 +301,8 @@ def _show(job: Job, outcome: Outcome, picture: Path | None) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(sample_table(outcome.answers, 10, job.recipe.seed))
-    console.print(table(outcome.scores, f"{job.recipe.name}: {outcome.about}"))
+    title = f"{job.recipe.name}: {outcome.about}"
+    console.print(table(outcome.scores, title, outcome.how, outcome.beside))
     if picture:
         print(f"gallery: {picture}")
     print(f"run: {job.run.path}")
@@ -279,10 +313,10 @@ def _note(text: str) -> None:
 
 
 @contextmanager
-def _lines_to(out: Path | None) -> Iterator[Callable[[str, str], None]]:
-    """A function that writes a path and its caption: as text, or as JSON lines into a file."""
+def _lines_to(out: Path | None) -> Iterator[Callable[[str, str | list[str]], None]]:
+    """A function that writes a path and its captions: as text, or as JSON lines into a file."""
     if out is None:
-        yield lambda path, text: print(f"{path}\t{text}", flush=True)
+        yield _print_captions
         return
     try:
         file = out.open("w", encoding="utf-8", buffering=1)  # by lines: a kill leaves what is done
@@ -292,7 +326,16 @@ def _lines_to(out: Path | None) -> Iterator[Callable[[str, str], None]]:
         )
         raise CdlmError(f"--out {out}: can't write there: {error.strerror}{hint}") from error
     with file:
-        yield lambda path, text: print(json.dumps({"image": path, "caption": text}), file=file)
+        yield lambda path, said: print(json.dumps(_caption_record(path, said)), file=file)
+
+
+def _print_captions(path: str, said: str | list[str]) -> None:
+    for text in [said] if isinstance(said, str) else said:
+        print(f"{path}\t{text}", flush=True)
+
+
+def _caption_record(path: str, said: str | list[str]) -> dict[str, str | list[str]]:
+    return {"image": path, "caption" if isinstance(said, str) else "captions": said}
 
 
 @contextmanager

@@ -9,28 +9,42 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from cdlm import plugins
+from cdlm import plugins, schema, signature
+from cdlm import recipe as recipes
 from cdlm.errors import CdlmError
 from cdlm.network import Network
 from cdlm.protocols import (
+    Constraint,
     Dataset,
     Embedding,
     Encoder,
+    Grid,
     Guidance,
     Length,
     Loss,
     Metric,
+    Noise,
     Rounding,
     Sampler,
     Schedule,
+    Selection,
+    SelfConditioning,
     Target,
     Timesteps,
     Tokenizer,
+    Variance,
 )
 from cdlm.records import Dims
 
 if TYPE_CHECKING:
     from cdlm.recipe import Choice, Recipe
+
+
+SINGLE = (
+    "length", "embedding", "schedule", "noise", "timesteps", "target", "self_conditioning",
+    "guidance", "variance", "rounding", "grid", "sampler", "selection",
+)  # fmt: skip
+"""Kinds of which a captioner has one, built once the widths are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +57,19 @@ class Parts:
     length: Length
     embedding: Embedding
     schedule: Schedule
+    noise: Noise
     timesteps: Timesteps
     target: Target
     network: nn.Module
+    self_conditioning: SelfConditioning
     guidance: Guidance
+    variance: Variance
     loss: dict[str, Loss]  # by name
     rounding: Rounding
+    grid: Grid
     sampler: Sampler
+    constraint: list[Constraint]
+    selection: Selection
 
     def modules(self) -> nn.ModuleDict:
         """Every part that is a module, by kind: what is trained, moved to a device and saved.
@@ -63,13 +83,30 @@ class Parts:
 
 def make(choice: Choice, **injected: Any) -> Any:
     """One component, with its parameters and what of `injected` its signature asks for."""
-    factory = plugins.load().registry.get(choice.kind, choice.use).load()
+    entry = plugins.load().registry.get(choice.kind, choice.use)
+    factory = entry.load()
     wanted = inspect.signature(factory).parameters
     given = {name: value for name, value in injected.items() if name in wanted}
+    parts = {
+        parameter.name: _made(choice.parameters[parameter.name], parameter.annotation, injected)
+        for parameter in signature.read(entry).parameters
+        if parameter.name in choice.parameters
+    }
     try:
-        return factory(**choice.parameters, **given)
+        return factory(**choice.parameters | parts, **given)
     except ValueError as error:
         raise CdlmError(f'{choice.kind} "{choice.use}": {error}') from error
+
+
+def _made(value: Any, annotation: Any, injected: dict[str, Any]) -> Any:
+    """A parameter's value; where it picks components, they are built."""
+    kind = schema.kind_of(annotation)
+    if kind is None:
+        return value
+    if isinstance(value, list | tuple):
+        return [_made(item, annotation, injected) for item in value]
+    rest = {name: it for name, it in value.items() if name != "use"}
+    return make(recipes.Choice(kind, value["use"], rest), **injected)
 
 
 def dataset(recipe: Recipe) -> Dataset:
@@ -99,15 +136,21 @@ def compose(recipe: Recipe, encoder: Encoder, tokenizer: Tokenizer) -> Parts:
         seen=recipe.model.length,
     )
     modes = [make(choice, dims=dims) for choice in recipe.many("conditioning")]
-    seen = replace(dims, seen=dims.length + sum(mode.extra for mode in modes))
+    seen = replace(
+        dims,
+        seen=dims.length + sum(mode.extra for mode in modes),
+        written=frozenset().union(*(mode.writes for mode in modes)),
+    )
     denoiser = make(recipe.one("denoiser"), dims=seen)
-    single = ("length", "embedding", "schedule", "timesteps", "target", "guidance", "rounding")
+    lists = {
+        "loss": {choice.use: make(choice, dims=seen) for choice in recipe.many("loss")},
+        "constraint": [make(choice, dims=seen) for choice in recipe.many("constraint")],
+    }
     return Parts(
         dims=seen,
         encoder=encoder,
         tokenizer=tokenizer,
-        network=Network(modes, denoiser, seen),
-        loss={choice.use: make(choice, dims=seen) for choice in recipe.many("loss")},
-        sampler=make(recipe.one("sampler"), dims=seen),
-        **{kind: make(recipe.one(kind), dims=seen) for kind in single},
+        network=Network(modes, denoiser, seen, recipe.model.bias),
+        **lists,  # type: ignore[arg-type]
+        **{kind: make(recipe.one(kind), dims=seen) for kind in SINGLE},
     )

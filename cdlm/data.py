@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,41 +20,74 @@ class Captions:
     mask: Tensor  # captions L
     owner: Tensor  # captions: the row of features
     features: Tensor  # images N C
-    image_ids: Sequence[str]
+    weights: tuple[float, ...] = ()  # captions: how often each comes, against the others; or equal
+    texts: Tensor | None = None  # captions 1 C, where a part needs the captions' own features
 
     @classmethod
     def of(
-        cls, split: Split, features: Tensor, tokenizer: Tokenizer, length: int, device: str
+        cls,
+        split: Split,
+        features: Tensor,
+        tokenizer: Tokenizer,
+        length: int,
+        limit: int,
+        device: str,
+        texts: Tensor | None = None,
     ) -> Captions:
-        """All captions of a split, encoded, on a device."""
-        flat = [text for texts in split.captions for text in texts]
-        counts = torch.tensor([len(texts) for texts in split.captions])
-        ids, mask = tokenizer.encode(flat, length)
+        """The captions of a split, the first `limit` unless that is 0, encoded, on a device."""
+        flat = [text for captions in split.captions for text in captions]
+        counts = torch.tensor([len(captions) for captions in split.captions])
         owner = torch.arange(len(counts)).repeat_interleave(counts)
+        first = slice(limit or None)
+        ids, mask = tokenizer.encode(flat[first], length)
+        weights = [split.weights[i] for i in owner[first].tolist()]
         return cls(
-            ids.to(device), mask.to(device), owner.to(device), features.to(device), split.ids
+            ids.to(device),
+            mask.to(device),
+            owner[first].to(device),
+            features.to(device),
+            () if len(set(weights)) == 1 else tuple(weights),
+            None if texts is None else texts[first].to(device),
         )
 
     def batch(self, k: int, size: int, seed: int) -> Batch:
-        """The k-th batch of an endless row of epochs, each a permutation of all captions."""
-        rows = _rows(k * size, size, len(self.ids), seed).to(self.ids.device)
+        """The k-th batch of an endless row of epochs.
+
+        An epoch is a permutation of all captions, or, where they have weights, as many drawn so
+        that each comes as often as its weight says, up to one.
+        """
+        rows = self._rows(k * size, size, seed).to(self.ids.device)
         owner = self.owner[rows]
-        return Batch(ids=self.ids[rows], mask=self.mask[rows], features=self.features[owner])
+        return Batch(
+            ids=self.ids[rows],
+            mask=self.mask[rows],
+            features=self.features[owner],
+            text=None if self.texts is None else self.texts[rows],
+        )
 
-
-def _rows(start: int, size: int, total: int, seed: int) -> Tensor:
-    rows: list[Tensor] = []
-    while size > 0:
-        epoch, offset = divmod(start, total)
-        piece = _order(total, seed, epoch)[offset : offset + size]
-        rows.append(piece)
-        start, size = start + len(piece), size - len(piece)
-    return torch.cat(rows)
+    def _rows(self, start: int, size: int, seed: int) -> Tensor:
+        rows: list[Tensor] = []
+        while size > 0:
+            epoch, offset = divmod(start, len(self.ids))
+            piece = _order(len(self.ids), self.weights, seed, epoch)[offset : offset + size]
+            rows.append(piece)
+            start, size = start + len(piece), size - len(piece)
+        return torch.cat(rows)
 
 
 @lru_cache(maxsize=2)
-def _order(total: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(total, generator=Generator().manual_seed(mixed(seed, epoch)))
+def _order(total: int, weights: tuple[float, ...], seed: int, epoch: int) -> Tensor:
+    rng = Generator().manual_seed(mixed(seed, epoch))
+    order = torch.randperm(total, generator=rng)
+    return _drawn(torch.tensor(weights, dtype=torch.float64), rng)[order] if weights else order
+
+
+def _drawn(weights: Tensor, rng: Generator) -> Tensor:
+    """As many positions as weights, each about weight / mean times (systematic resampling)."""
+    total = len(weights)
+    ends = weights.cumsum(0) * (total / weights.sum())
+    marks = torch.arange(total) + torch.rand((), generator=rng, dtype=torch.float64)
+    return torch.searchsorted(ends, marks, right=True).clamp(max=total - 1)
 
 
 def mixed(seed: int, index: int) -> int:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cdlm.errors import PluginError
+from cdlm.parts.metrics import tokenize
+from cdlm.parts.selections import sentence_bleu
 from cdlm.protocols import Metric
-from cdlm.records import Answers
+from cdlm.records import Answers, Said
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN_REFERENCES = 2  # of each image in a sample table; more would hide the captions
+
+SINGLE = "single sample"
+ORACLE = "oracle"
+SELECTED = "selected"
 
 LABELS = {f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)} | {
     "rouge_l": "ROUGE-L",
@@ -48,32 +54,67 @@ def evaluate(metrics: Sequence[Metric], answers: Answers) -> list[Score]:
     return scores
 
 
-def signature(scores: Sequence[Score]) -> str:
-    """How the scores were made, in one line, so that they can be compared with others'."""
+def oracle(said: Sequence[Said], references: Sequence[Sequence[str]]) -> list[str]:
+    """Of each image the candidate nearest to its references by sentence BLEU-4, or the first.
+
+    It needs the answers: no captioner can choose so. It says what better choosing could gain.
+    """
+    best = []
+    for it, texts in zip(said, references, strict=True):
+        truth = [tokenize(text) for text in texts]
+        best.append(max(it.candidates, key=lambda text: sentence_bleu(tokenize(text), truth)))
+    return best
+
+
+def signature(scores: Sequence[Score], how: str = SINGLE) -> str:
+    """How the scores were made, in one line, so that they can be compared with others'.
+
+    how: where the captions come from, such as "selected of 10 by mbr".
+    """
     names = {score.name for score in scores}
     families = {"corpus BLEU": "bleu_4", "ROUGE-L": "rouge_l", "CIDEr-D": "cider_d"}
     coco = ", ".join(family for family, name in families.items() if name in names)
     protocol = [f"{coco} as coco-caption scores them"] if coco else []
-    return "; ".join([*protocol, "cdlm's tokenizer", "single sample"])
+    chosen = [f"{ORACLE}: the candidate with the best sentence BLEU-4"] if how != SINGLE else []
+    return "; ".join([*protocol, "cdlm's tokenizer", how, *chosen])
 
 
-def table(scores: Sequence[Score], title: str) -> Table:
-    """Metric, value and N, one row each, above the signature; for a terminal or a file."""
+def table(
+    scores: Sequence[Score],
+    title: str,
+    how: str = SINGLE,
+    beside: Mapping[str, Sequence[Score]] | None = None,
+) -> Table:
+    """Metric, value and N, one row each, above the signature; for a terminal or a file.
+
+    beside: where captions were selected, the scores of the single samples and of the oracle.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    caption = Text(signature(scores), style="dim", justify="left")
+    columns = _columns(scores, beside or {})
+    caption = Text(signature(scores, how), style="dim", justify="left")
     drawn = Table(
         title=Text(title), caption=caption, title_justify="left", box=box.SIMPLE_HEAD, min_width=48
     )
     drawn.add_column("metric", ratio=1)
-    drawn.add_column("value", justify="right")
-    drawn.add_column("N", justify="right")
-    for score in scores:
+    for name in (*columns, "N"):
+        drawn.add_column(name, justify="right")
+    for i, score in enumerate(scores):
         label = LABELS.get(score.name, score.name.replace("_", " "))
-        drawn.add_row(Text(label), f"{score.value:.4f}", f"{score.n:,}")
+        values = [f"{column[i].value:.4f}" for column in columns.values()]
+        drawn.add_row(Text(label), *values, f"{score.n:,}")
     return drawn
+
+
+def _columns(
+    scores: Sequence[Score], beside: Mapping[str, Sequence[Score]]
+) -> dict[str, Sequence[Score]]:
+    """The columns of values by name: one, or single, selected and oracle."""
+    if not beside:
+        return {"value": scores}
+    return {SINGLE: beside[SINGLE], SELECTED: scores, ORACLE: beside[ORACLE]}
 
 
 def sample_table(answers: Answers, n: int, seed: int) -> Table:
@@ -98,13 +139,17 @@ def choose(total: int, n: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(total), min(n, total)))
 
 
-def records(answers: Answers) -> list[dict[str, Any]]:
-    """One record for each image, as samples.jsonl keeps them."""
+def records(answers: Answers, said: Sequence[Said] = ()) -> list[dict[str, Any]]:
+    """One record for each image, as samples.jsonl keeps them; its candidates too, if many."""
     rows = zip(answers.image_ids, answers.captions, answers.references, strict=True)
-    return [
+    plainly: list[dict[str, Any]] = [
         {"image_id": image_id, "caption": caption, "references": references}
         for image_id, caption, references in rows
     ]
+    for record, it in zip(plainly, said, strict=False):
+        if len(it.candidates) > 1:
+            record["candidates"] = it.candidates
+    return plainly
 
 
 def plain(text: str) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from cdlm.protocols import Conditioning, Denoiser, Guidance
+from cdlm.protocols import Conditioning, Denoiser
 from cdlm.records import Condition, Dims, Stream
+
+if TYPE_CHECKING:
+    from cdlm.compose import Parts
 
 
 class Network(nn.Module):
@@ -17,39 +22,93 @@ class Network(nn.Module):
     Only the text positions are written; where E = H nothing is projected.
     """
 
-    def __init__(self, conditioning: Sequence[Conditioning], denoiser: Denoiser, dims: Dims):
+    def __init__(
+        self,
+        conditioning: Sequence[Conditioning],
+        denoiser: Denoiser,
+        dims: Dims,
+        bias: bool = True,
+    ):
         super().__init__()
         same = dims.width == dims.hidden
-        self.read = nn.Identity() if same else nn.Linear(dims.width, dims.hidden)
+        self.read = nn.Identity() if same else nn.Linear(dims.width, dims.hidden, bias=bias)
         self.conditioning = nn.ModuleList(conditioning)  # type: ignore[arg-type]
         self.denoiser = denoiser
-        self.write = nn.Identity() if same else nn.Linear(dims.hidden, dims.width)
+        self.write = nn.Identity() if same else nn.Linear(dims.hidden, dims.width, bias=bias)
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Condition, mask: Tensor) -> Tensor:
-        """What the network says of x_t. Shapes: x_t B L E, t B, mask B L -> B L E."""
-        text = slice(0, x_t.shape[1])
-        stream = Stream(h=self.read(x_t), mask=mask, t=t, text=text)
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition,
+        mask: Tensor,
+        recalled: Tensor | None = None,
+    ) -> Tensor:
+        """What the network says of x_t.
+
+        Shapes: x_t B L E, t B, mask B L, recalled B L H -> B L E.
+        """
+        h = self.read(x_t)
+        if recalled is not None:
+            h = h + recalled
+        stream = Stream(h=h, mask=mask, t=t, text=slice(0, x_t.shape[1]))
         for mode in self.conditioning:
             stream = mode(stream, condition)
         return self.write(self.denoiser(stream)[:, stream.text])
 
 
-def guided(
-    network: nn.Module,
-    guidance: Guidance,
+@dataclass(frozen=True)
+class Answer:
+    """What the guided network says, and the x0 that it implies. Shapes: B L E."""
+
+    said: Tensor
+    x0_hat: Tensor
+
+
+def answer(
+    parts: Parts,
     x_t: Tensor,
     t: Tensor,
     condition: Condition,
     mask: Tensor,
+    before: Tensor | None = None,
+) -> Answer:
+    """The network's answer to x_t, told its last estimate `before`, under guidance.
+
+    Shapes: x_t, before B L E; t B; mask B L.
+    """
+    recalled = parts.self_conditioning(before, x_t)
+    said = _guided(parts, x_t, t, condition, mask, recalled).float()
+    return Answer(said, parts.target.decode(said, x_t, t, parts.schedule))
+
+
+def _guided(
+    parts: Parts,
+    x_t: Tensor,
+    t: Tensor,
+    condition: Condition,
+    mask: Tensor,
+    recalled: Tensor | None,
 ) -> Tensor:
     """The prediction under guidance; where both branches are needed they share one batch."""
-    if not guidance.both:
-        said = network(x_t, t, condition, mask)
-        return guidance(said, said, t, mask)
-    withheld = torch.zeros_like(condition.keep)
-    both = Condition(
-        features=condition.features.repeat(2, 1, 1), keep=torch.cat([condition.keep, withheld])
+    if not parts.guidance.both(t):
+        said = parts.network(x_t, t, condition, mask, recalled)
+        return parts.guidance(said, said, t, mask, condition)
+    said = parts.network(
+        x_t.repeat(2, 1, 1),
+        t.repeat(2),
+        _with_and_without(condition),
+        mask.repeat(2, 1),
+        None if recalled is None else recalled.repeat(2, 1, 1),
     )
-    said = network(x_t.repeat(2, 1, 1), t.repeat(2), both, mask.repeat(2, 1))
     with_, without = said.chunk(2)
-    return guidance(with_, without, t, mask)
+    return parts.guidance(with_, without, t, mask, condition)
+
+
+def _with_and_without(condition: Condition) -> Condition:
+    text = condition.text
+    return Condition(
+        features=condition.features.repeat(2, 1, 1),
+        keep=torch.cat([condition.keep, torch.zeros_like(condition.keep)]),
+        text=None if text is None else text.repeat(2, 1, 1),
+    )

@@ -9,6 +9,9 @@ A component is a keyword-only frozen dataclass, or an nn.Module with a keyword-o
 signature is the schema of its TOML table. A parameter named `dims` is filled in by `compose`, for
 every kind but dataset, encoder, tokenizer and metric, which are built before the widths are known.
 Any part that is an nn.Module is trained, moved and saved with the network.
+
+What a component `needs`, another one of the recipe must `provide`, whatever its kind: a class-level
+set of texts each, such as needs = {"scenes"}. `cdlm check` refuses a recipe where nothing does.
 """
 
 from __future__ import annotations
@@ -21,10 +24,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Generator, Tensor
 
-    from cdlm.records import Answers, Batch, Condition, Guess, Level, Noised, State, Stream
+    from cdlm.records import (
+        Answers,
+        Batch,
+        Condition,
+        Estimate,
+        Guess,
+        Level,
+        Noised,
+        State,
+        Stream,
+    )
 
-Denoise = Callable[["Tensor", float], "Tensor"]
-"""(x B L E, t) -> x0_hat B L E: network, guidance, decoding and rounding in one."""
+Denoise = Callable[["Tensor", float], "Estimate"]
+"""(x B L E, t) -> the estimate of x0: network, guidance, decoding and rounding in one."""
+
+Think = Callable[["Tensor", "Tensor"], "Tensor"]
+"""(x_t B L E, t B) -> the x0 B L E that the network implies, in training."""
 
 
 # ---------------------------------------------------------------------------------------- data
@@ -36,6 +52,7 @@ class Split(Protocol):
     ids: list[str]  # unique
     captions: list[list[str]]  # of each image, at least one
     truths: list[Any]  # of each image: what is known beyond captions, or None
+    weights: list[float]  # of each image: how often training sees its captions; 1 unless mixed
 
     @property
     def fingerprint(self) -> str:
@@ -48,7 +65,7 @@ class Split(Protocol):
 class Dataset(Protocol):
     """kind `dataset`: images with captions, in named splits; the same at every call."""
 
-    provides: ClassVar[set[str]]  # of {"images", "scenes", ...}; what metrics may need
+    provides: ClassVar[set[str]]  # of {"images", "scenes", ...}; what encoders and metrics need
 
     def split(self, name: str) -> Split:
         """The split called `train`, `val` or `test`. Raises DataError where it is not to be had."""
@@ -58,6 +75,7 @@ class Encoder(Protocol):
     """kind `encoder`: images into features, frozen."""
 
     needs: ClassVar[set[str]]  # of what the dataset provides
+    provides: ClassVar[set[str]]  # {"texts"} where it can encode captions
 
     def identity(self) -> dict[str, Any]:
         """All that changes its output (model, weights' sha256, preprocessing): the cache's key."""
@@ -73,6 +91,12 @@ class Encoder(Protocol):
 
     def encode(self, images: Sequence[Image]) -> Tensor:
         """images -> B N C, float32 on the CPU."""
+
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """captions -> B 1 C in the space of pooled image features, float32 on the CPU.
+
+        Raises CdlmError where it has no text encoder.
+        """
 
 
 class Tokenizer(Protocol):
@@ -145,6 +169,13 @@ class Schedule(Protocol):
         """t B -> Level(alpha B, sigma B), alpha^2 + sigma^2 = 1."""
 
 
+class Noise(Protocol):
+    """kind `noise`: the noise that a batch is corrupted with."""
+
+    def __call__(self, x0: Tensor, rng: Generator) -> Tensor:
+        """x0 B L E -> eps of its shape; every number by itself is N(0, 1)."""
+
+
 class Timesteps(Protocol):
     """kind `timesteps`: which noise levels training visits, and how much each counts."""
 
@@ -174,6 +205,13 @@ class Loss(Protocol):
         """-> B: averaged over the scored positions of each caption, never over the batch."""
 
 
+class Variance(Protocol):
+    """kind `variance`: how freely a step back is drawn, for samplers that draw."""
+
+    def __call__(self, x0_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """B L E, B L E, t B -> the spread of `Estimate`: 0 to 1, B L E or a scalar."""
+
+
 # ------------------------------------------------------------------------------------- network
 
 
@@ -196,13 +234,35 @@ class Denoiser(Protocol):
         """-> B M H. Positions where stream.mask is False must not change the others."""
 
 
+class SelfConditioning(Protocol):
+    """kind `self_conditioning`: what the network is told of its own last estimate. Module."""
+
+    def practise(
+        self, think: Think, noised: Noised, schedule: Schedule, rng: Generator
+    ) -> Tensor | None:
+        """In training: the estimate B L E that it is told, without a gradient; None: nothing."""
+
+    def __call__(self, before: Tensor | None, x_t: Tensor) -> Tensor | None:
+        """The last estimate B L E, None at first -> what is added to the sequence, B L H.
+
+        None adds nothing. An estimate of 0 is as none.
+        """
+
+
 class Guidance(Protocol):
-    """kind `guidance`: combines the predictions with and without the image. Module."""
+    """kind `guidance`: combines the predictions with and without the image. Module.
+
+    In training too: one that learns nothing gives the prediction with the image there.
+    """
 
     drop: float  # share of training captions whose image is withheld
-    both: bool  # whether the prediction without the image is needed when sampling
 
-    def __call__(self, with_: Tensor, without: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+    def both(self, t: Tensor) -> bool:
+        """Whether the prediction without the image makes a difference at any of these t B."""
+
+    def __call__(
+        self, with_: Tensor, without: Tensor, t: Tensor, mask: Tensor, condition: Condition
+    ) -> Tensor:
         """B L E, B L E, t B, mask B L -> B L E."""
 
 
@@ -216,15 +276,42 @@ class Rounding(Protocol):
         """B L E -> B L E."""
 
 
+class Grid(Protocol):
+    """kind `grid`: the times that sampling visits."""
+
+    def __call__(self, steps: int, schedule: Schedule) -> list[tuple[float, float]]:
+        """A pair (t, s) for each step: x is taken to be at t, and brought to s < t.
+
+        The first t is 1 and the last s is 0; t falls strictly. Usually each s is the next t.
+        """
+
+
 class Sampler(Protocol):
     """kind `sampler`: from noise to text, step by step."""
 
     steps: int  # unless the caller asks for another number
-
-    def grid(self, steps: int) -> list[float]:
-        """steps + 1 falling times, from 1 to 0."""
+    order: int  # the error of N steps falls as 1 / N^order; 0 where it never vanishes
 
     def step(
         self, state: State, s: float, denoise: Denoise, schedule: Schedule, rng: Generator
     ) -> State:
         """From state.t to s < state.t."""
+
+
+class Constraint(Protocol):
+    """kind `constraint`: which words a sampled caption may have at which place."""
+
+    def allowed(self, tokenizer: Tokenizer, length: int) -> Tensor:
+        """-> L V, bool. Several constraints hold together. Raises CdlmError for unknown words."""
+
+
+class Selection(Protocol):
+    """kind `selection`: one caption of several candidates."""
+
+    count: int  # candidates for each image
+    needs: ClassVar[set[str]]  # {"texts"} where it asks the encoder to read captions
+
+    def __call__(
+        self, candidates: list[list[str]], features: Tensor, encoder: Encoder
+    ) -> list[int]:
+        """The candidates of each image, features B N C -> the position of the chosen one."""

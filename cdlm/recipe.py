@@ -23,11 +23,6 @@ from cdlm.signature import Parameter, Spec
 from cdlm.values import Above0, Count, NonNegative, Positive, Share
 
 LARGEST = 2**63 - 1  # whole numbers beyond it don't fit into a tensor or a seed
-PAIRS = (  # what the first kind asks of the second
-    ("conditioning", "writes", "denoiser", "reads"),
-    ("encoder", "needs", "dataset", "provides"),
-    ("metric", "needs", "dataset", "provides"),
-)
 LINES = 24  # of an error text; then "and N more"
 
 
@@ -38,6 +33,7 @@ class ModelTable:
     width: Positive  # E: of the vectors that are diffused
     hidden: Positive  # H: of the transformer
     length: Positive  # L: tokens of a caption, with its end token
+    bias: bool = True  # of the projections between E and H
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +41,7 @@ class TrainTable:
     """[train]: how the parts are trained."""
 
     steps: Positive = 1000  # steps of the optimizer
+    limit: Count = 0  # training captions, the first ones; 0: all
     batch: Positive = 128  # captions seen between two updates, divided by accumulate
     accumulate: Positive = 1  # batches whose gradients make one update
     lr: Above0 = 1e-3  # the highest learning rate
@@ -296,7 +293,8 @@ class _Reading:
         expected = schema.words(parameter.annotation)
         if parameter.name in given:
             self.origins[at] = self.tree.origin(at)
-            return self._fitted(at, given[parameter.name], parameter, expected)
+            fitted = self._fitted(at, given[parameter.name], parameter, expected)
+            return self._nested(at, fitted, parameter)
         self.origins[at] = default
         if parameter.required:
             instance = toml.pair(parameter.name, schema.stand_in(parameter.annotation))
@@ -313,6 +311,17 @@ class _Reading:
                 advice = self._advice(key, value, expected, parameter)
                 self.note(key, said, _hint(advice, parameter))
             return None
+
+    def _nested(self, key: Key, value: Any, parameter: Parameter) -> Any:
+        """The value; where it picks components, their tables complete."""
+        kind = schema.kind_of(parameter.annotation)
+        if kind is None or value is None:
+            return value
+        if isinstance(value, list | tuple):
+            items = enumerate(value)
+            return [self._nested((*key, str(i)), item, parameter) for i, item in items]
+        choice = self.choice(kind, key, value)
+        return choice and choice.table()
 
     def _advice(self, key: Key, value: Any, expected: str, parameter: Parameter) -> str:
         """What the writer may have meant: a similar option, or a text that --set read otherwise."""
@@ -336,14 +345,24 @@ class _Reading:
             wanted = "a list of tables" if kind.many else "a table"
             self.note(key, f"expected {wanted}, got {toml.short(given)}", self._instance(kind))
         elif not kind.many:
-            return self.choice(kind.name, key, given)
+            return self._place(key, self.choice(kind.name, key, given))
         elif len(given) < kind.least:
             self.note(key, f"expected at least {kind.least}, got {toml.short(given)}")
         else:
-            items = [self.choice(kind.name, (*key, str(i)), it) for i, it in enumerate(given)]
+            keys = [(*key, str(i)) for i in range(len(given))]
+            items = [
+                self._place(at, self.choice(kind.name, at, it))
+                for at, it in zip(keys, given, strict=True)
+            ]
             self._check_once(kind, items)
             return items
         return [] if kind.many else None
+
+    def _place(self, key: Key, choice: Choice | None) -> Choice | None:
+        """Remember what the recipe itself picks, not what a component within it is made of."""
+        if choice is not None:
+            self.placed.append((key, choice))
+        return choice
 
     def choice(self, kind: str, key: Key, given: Any) -> Choice | None:
         """One component's table, checked; None where it can't be known which component it is."""
@@ -360,9 +379,7 @@ class _Reading:
         spec = self.spec(self.registry.get(kind, use), key)
         if spec is None:
             return None
-        choice = Choice(kind, use, self.parameters(key, rest, spec, f"default of {use}"))
-        self.placed.append((key, choice))
-        return choice
+        return Choice(kind, use, self.parameters(key, rest, spec, f"default of {use}"))
 
     def _check_once(self, kind: Kind, items: list[Choice | None]) -> None:
         """Note a component that stands in a list twice and may not."""
@@ -403,34 +420,47 @@ class _Reading:
     # -------------------------------------------------------------------------------- pairs
 
     def _check_pairs(self) -> None:
-        """Note components that ask of another what it does not have."""
-        single = {choice.kind: choice for _, choice in self.placed if not KINDS[choice.kind].many}
-        for kind, asks, other, has in PAIRS:
-            for key, choice in self.placed:
-                if choice.kind == kind and other in single:
-                    self._check_pair(key, choice, asks, single[other], has)
+        """Note what a component asks for and no other has."""
+        picked = [choice for _, choice in self.placed]
+        denoisers = [choice for choice in picked if choice.kind == "denoiser"]
+        for key, choice in self.placed:
+            if denoisers:
+                self._check_has(key, choice, "writes", denoisers, "reads")
+            if self._all_known():
+                self._check_has(key, choice, "needs", picked, "provides")
 
-    def _check_pair(self, key: Key, choice: Choice, asks: str, other: Choice, has: str) -> None:
-        there = self._declared(other.kind, other.use, has)
+    def _all_known(self) -> bool:
+        """Whether every component that the recipe picks is known; else who provides what is not."""
+        given = [self.tree.values.get(kind) for kind in KINDS]
+        tables = sum(len(it) if isinstance(it, list) else 1 for it in given)
+        return None not in given and tables == len(self.placed)
+
+    def _check_has(
+        self, key: Key, choice: Choice, asks: str, others: list[Choice], has: str
+    ) -> None:
+        there = frozenset[str]().union(*(self._declared(it.kind, it.use, has) for it in others))
         lacking = self._declared(choice.kind, choice.use, asks) - there
         if lacking:
             what, verb = " and ".join(sorted(lacking)), has.removesuffix("s")
-            able = self._able(other.kind, has, lacking)
-            said = f"{choice.use} {asks} {what}, which {other.use} does not {verb}"
+            others_name = others[0].use if len(others) == 1 else "nothing in this recipe"
+            does_not = (
+                f"{others_name} does not {verb}" if len(others) == 1 else f"{others_name} {has}"
+            )
+            said = f"{choice.use} {asks} {what}, which {does_not}"
             place = layers.joined(self.tree.origin((*key, "use")), key)
-            self.note(key, said, f"{other.kind}s that {verb} {what}: {able}", place)
+            self.note(key, said, f"what {has} {what}: {self._able(has, lacking)}", place)
 
     def _declared(self, kind: str, name: str, which: str) -> frozenset[str]:
         return signature.read(self.registry.get(kind, name)).sets.get(which, frozenset())
 
-    def _able(self, kind: str, which: str, wanted: frozenset[str]) -> str:
-        """The components of that kind that declare all that is wanted."""
+    def _able(self, which: str, wanted: frozenset[str]) -> str:
+        """The components, of any kind, that declare all that is wanted."""
         able = []
-        for name in self.registry.names(kind):
+        for entry in self.registry.entries():
             with suppress(PluginError):
-                if wanted <= self._declared(kind, name, which):
-                    able.append(name)
-        return ", ".join(able) or "none"
+                if wanted <= signature.read(entry).sets.get(which, frozenset()):
+                    able.append(f"{entry.kind} {entry.name}")
+        return ", ".join(able) or "nothing"
 
 
 def _fault(value: Any) -> str:

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
-    from cdlm.protocols import Embedding
+    from cdlm.protocols import Embedding, Guidance, Length, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class Dims:
     image_tokens: int  # N
     image_width: int  # C
     seen: int  # M
+    written: frozenset[str] = frozenset({"tokens", "time", "context"})  # by the conditioning
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Batch:
     ids: Tensor  # B L, integer
     mask: Tensor  # B L, bool: True up to and including the end-of-caption token
     features: Tensor  # B N C
+    text: Tensor | None = None  # B 1 C: the encoder's feature of the caption, where a part needs it
     image_id: list[str] = field(default_factory=list)
 
 
@@ -64,6 +68,7 @@ class Condition:
 
     features: Tensor  # B N C
     keep: Tensor  # B, bool
+    text: Tensor | None = None  # B 1 C: the caption's own feature, in training alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +98,27 @@ class Guess:
     """All that a loss may look at."""
 
     batch: Batch
+    condition: Condition
     noised: Noised
     mask: Tensor  # B L, bool: the positions that are scored
     wanted: Tensor  # B L E: what the network should have said
     got: Tensor  # B L E: what it said
     x0_hat: Tensor  # B L E: the x0 that this implies
+    spread: Tensor  # as in Estimate
+    think: Callable[[Tensor, Tensor], Tensor]  # (x_t B L E, t B) -> the x0 B L E that it implies
     embedding: Embedding
+    schedule: Schedule
+    guidance: Guidance
+    length: Length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a sampler is told of x0."""
+
+    x0_hat: Tensor  # B L E
+    spread: Tensor | float = 0.0  # B L E or a scalar, 0 to 1: how far the log-variance of a step
+    # back goes from that of the posterior q(x_s | x_t, x0) to that of the forward step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +129,18 @@ class State:
     t: float
     x0_hat: Tensor | None = None  # B L E: the estimate that led here; None before the first step
     carry: Any = None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What was sampled for one image."""
+
+    candidates: list[str]  # in the order in which they were drawn
+    chosen: int  # the position of the selected one
+
+    @property
+    def caption(self) -> str:
+        return self.candidates[self.chosen]
 
 
 @dataclass(frozen=True, kw_only=True)

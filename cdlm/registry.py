@@ -32,16 +32,24 @@ KINDS: dict[str, Kind] = {
         Kind("length", "says which positions a caption occupies"),
         Kind("embedding", "turns word ids into the vectors that are diffused, and back to scores"),
         Kind("schedule", "says how signal turns into noise"),
+        Kind("noise", "draws what captions are corrupted with in training"),
         Kind("timesteps", "says which noise levels training visits, and how much each counts"),
         Kind("target", "says what the network is asked to predict"),
         Kind("conditioning", "writes time or image into the network's input; a chain", many=True),
         Kind("denoiser", "the transformer"),
+        Kind("self_conditioning", "tells the network of its own last estimate"),
         Kind("guidance", "combines the predictions with and without the image"),
+        Kind("variance", "says how freely a step back is drawn, for samplers that draw"),
         Kind(
             "loss", "one weighted term of the training loss; a sum", many=True, least=1, once=True
         ),
         Kind("rounding", "pulls the estimate of x0 towards words before the sampler uses it"),
+        Kind("grid", "says which times sampling visits"),
         Kind("sampler", "goes from noise to text, step by step"),
+        Kind(
+            "constraint", "says which words a sampled caption may have where; all hold", many=True
+        ),
+        Kind("selection", "chooses one caption of several candidates"),
         Kind(
             "metric", "judges captions against what is known of their images", many=True, once=True
         ),

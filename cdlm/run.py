@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from cdlm import checkpoint, plugins, rundir
 from cdlm import recipe as recipes
@@ -21,21 +22,27 @@ from cdlm.checkpoint import Checkpoint
 from cdlm.compose import Parts, compose, dataset, make, metrics
 from cdlm.data import Captions
 from cdlm.errors import CdlmError, Interrupted, Mistake, RecipeError, RunError
-from cdlm.evaluate import Score, choose, evaluate, records
+from cdlm.evaluate import ORACLE, SINGLE, Score, choose, evaluate, oracle, records
 from cdlm.features import features
 from cdlm.gallery import gallery
 from cdlm.places import cache_dir
 from cdlm.progress import Tell, silent
 from cdlm.protocols import Encoder, Split, Tokenizer
 from cdlm.recipe import Recipe
-from cdlm.records import Answers, Dims, Event
+from cdlm.records import Answers, Dims, Event, Said
 from cdlm.rundir import METRICS, SAMPLES, RunDir
-from cdlm.sample import captions
+from cdlm.sample import captions, forbidden
 from cdlm.train import Learner, learner, restore, snapshot, train
 
 SHOWN = 12  # images in a gallery
-AFTERWARDS = ("seed", "dataset", "encoder", "rounding", "sampler", "guidance", "metric", "evaluate")
+AFTERWARDS = (
+    "seed", "dataset", "encoder", "guidance", "variance", "rounding", "grid", "sampler",
+    "constraint", "selection", "metric", "evaluate",
+)  # fmt: skip
 """What of a recipe may be set anew once its run is trained: no weight depends on it."""
+
+SAMPLING = ("guidance", "variance", "rounding", "grid", "sampler", "constraint", "selection")
+"""What of it is built anew without loading the weights again."""
 
 log = logging.getLogger(__name__)
 
@@ -144,15 +151,16 @@ class Job:
         encoder.to(device)
         metrics(recipe)  # a metric that can't be built is found before training, not after
         parts = compose(recipe, encoder, _tokenizer(run, recipe, splits))
+        forbidden(parts, torch.device("cpu"))  # so is a constraint on words that there are not
         _check_guidance(trained, recipe, parts.dims)
         return cls(run, recipe, parts, device, splits)
 
     def sampling(self, sets: Sequence[str]) -> Job:
-        """This job with another sampler or guidance; the weights are shared. Raises RecipeError."""
+        """This job sampled in another way, weights shared. Raises RecipeError, CdlmError."""
         recipe, dims = altered(self.recipe, sets), self.parts.dims
         _check_guidance(self.recipe, recipe, dims)
-        chosen = [recipe.one(kind) for kind in ("sampler", "guidance")]
-        new = {it.kind: make(it, dims=dims) for it in chosen if it != self.recipe.one(it.kind)}
+        changed = [kind for kind in SAMPLING if recipe.choices[kind] != self.recipe.choices[kind]]
+        new = {kind: _sampling_part(recipe, kind, dims) for kind in changed}
         return replace(self, recipe=recipe, parts=replace(self.parts, **new))
 
     def split(self, name: str) -> Split:
@@ -177,10 +185,22 @@ class Job:
         return found.step
 
 
+def _sampling_part(recipe: Recipe, kind: str, dims: Dims) -> Any:
+    """The recipe's component of this kind, or list of them, for a network that is trained."""
+    choices = recipe.choices[kind]
+    if isinstance(choices, list):
+        return [make(choice, dims=dims) for choice in choices]
+    part = make(choices, dims=dims)
+    if isinstance(part, nn.Module) and list(part.parameters()):
+        raise CdlmError(f'{kind} "{choices.use}" learns in training, which this run did without it')
+    return part.eval() if isinstance(part, nn.Module) else part
+
+
 def _check_guidance(trained: Recipe, recipe: Recipe, dims: Dims) -> None:
     """A guidance that is set anew may need a network that has learnt to do without the image."""
     before, now = (make(it.one("guidance"), dims=dims) for it in (trained, recipe))
-    if trained.one("guidance") != recipe.one("guidance") and now.both and not before.drop:
+    asks = now.eval().both(torch.linspace(0, 1, 1001))
+    if trained.one("guidance") != recipe.one("guidance") and asks and not before.drop:
         raise CdlmError(
             "guidance: it compares with predictions made without the image, which this run was "
             'not trained for\n    train with guidance = { use = "scale", drop = 0.1 }, or leave '
@@ -267,7 +287,8 @@ def _pupil(job: Job) -> tuple[Learner, int]:
 def _captions(job: Job, tell: Tell) -> Captions:
     """The training captions. Warns where some are longer than the model's."""
     split, tokenizer, length = job.split("train"), job.parts.tokenizer, job.recipe.model.length
-    data = Captions.of(split, job.features("train", tell), tokenizer, length, job.device)
+    limit = job.recipe.train.limit
+    data = Captions.of(split, job.features("train", tell), tokenizer, length, limit, job.device)
     flat = [text for texts in split.captions for text in texts]
     full = [flat[i] for i in data.mask[:, -1].nonzero().flatten().tolist()]
     sizes = tokenizer.encode(full, 4 * length)[1].sum(1).tolist()
@@ -326,6 +347,9 @@ class Outcome:
     step: int  # of the weights
     seconds: float  # of sampling alone
     about: str  # what was captioned, and how
+    said: list[Said]
+    how: str = SINGLE  # where the captions come from
+    beside: dict[str, list[Score]] = field(default_factory=dict)  # of single samples and oracle
 
 
 def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
@@ -339,27 +363,53 @@ def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
     seconds = time.monotonic() - began
     answers = Answers(
         image_ids=split.ids[:count],
-        captions=said,
+        captions=[it.caption for it in said],
         references=split.captions[:count],
         truths=split.truths[:count],
     )
+    how = _how(job)
     about = (
         f"{plan.split} split, {job.recipe.one('sampler').use} of {job.parts.sampler.steps} steps, "
-        f"weights of step {step}"
+        f"weights of step {step}{'' if how == SINGLE else ', ' + how}"
     )
-    return Outcome(answers, evaluate(metrics(job.recipe), answers), step, seconds, about)
+    judges = metrics(job.recipe)
+    beside = {
+        name: evaluate(judges, replace(answers, captions=texts))
+        for name, texts in _other_choices(job, said, answers).items()
+    }
+    return Outcome(answers, evaluate(judges, answers), step, seconds, about, said, how, beside)
+
+
+def _how(job: Job) -> str:
+    """Where the captions come from: "single sample", or "selected of 10 by mbr (bleu)"."""
+    if job.parts.selection.count == 1:
+        return SINGLE
+    choice = job.recipe.one("selection")
+    by = [str(value) for name, value in choice.parameters.items() if name != "count"]
+    kind = f" ({', '.join(by)})" if by else ""
+    return f"selected of {job.parts.selection.count} by {choice.use}{kind}"
+
+
+def _other_choices(job: Job, said: list[Said], answers: Answers) -> dict[str, list[str]]:
+    """What else could have been said of each image, where captions were selected."""
+    if job.parts.selection.count == 1:
+        return {}
+    return {
+        SINGLE: [it.candidates[0] for it in said],
+        ORACLE: oracle(said, answers.references),
+    }
 
 
 def caption_features(
     job: Job, table: Tensor, seed: int, batch: int, tell: Tell = silent
-) -> list[str]:
-    """A caption for each row of features N C.
+) -> list[Said]:
+    """What is said of each row of features N C.
 
     Equal calls give equal captions. A row's noise is drawn after that of the rows before it, so
     that its caption may change with its place among them and with `batch`.
     """
     rng = Generator(job.device).manual_seed(seed)
-    said: list[str] = []
+    said: list[Said] = []
     for rows in table.split(batch):
         said += captions(job.parts, rows.to(job.device), rng)
         tell("captions", len(said), len(table), "")
@@ -369,7 +419,7 @@ def caption_features(
 def write_down(job: Job, outcome: Outcome) -> Path | None:
     """Samples, gallery and summary into the run's folder; the gallery's path, if there is one."""
     run, plan = job.run, job.recipe.evaluate
-    lines = b"".join(rundir.line(record) for record in records(outcome.answers))
+    lines = b"".join(rundir.line(record) for record in records(outcome.answers, outcome.said))
     rundir.write_bytes(run.path / SAMPLES, lines)
     picture = draw_gallery(job, outcome, run.path / "gallery.png")
     run.finish(
@@ -379,11 +429,17 @@ def write_down(job: Job, outcome: Outcome) -> Path | None:
             "split": plan.split,
             "step": outcome.step,
             "sampling_seconds": round(outcome.seconds, 3),
-            "scores": {score.name: score.value for score in outcome.scores},
+            "captions": outcome.how,
+            "scores": _values(outcome.scores),
+            **{name.replace(" ", "_"): _values(it) for name, it in outcome.beside.items()},
             "n": len(outcome.answers.captions),
         }
     )
     return picture
+
+
+def _values(scores: list[Score]) -> dict[str, float]:
+    return {score.name: score.value for score in scores}
 
 
 def draw_gallery(job: Job, outcome: Outcome, path: Path) -> Path | None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 
 from cdlm import values
+from cdlm.values import Of
 
 ALIASES = {name: it for name, it in vars(values).items() if get_origin(it) is Annotated}
 PLAIN = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "tuple": tuple}
@@ -72,6 +73,8 @@ def words(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if annotation in WORDS:
         return WORDS[annotation]
+    if origin is Annotated and isinstance(inner[1], Of):
+        return f"a table that picks a {inner[1].kind}"
     if origin is Annotated and all(type(bound) in BOUNDS for bound in inner[1:]):
         return f"{words(inner[0])} {' and '.join(map(_bound_words, inner[1:]))}"
     if origin is Literal:
@@ -85,6 +88,16 @@ def words(annotation: Any) -> str:
     raise ValueError(f"{annotation!r} is not an annotation that parameters may have")
 
 
+def kind_of(annotation: Any) -> str | None:
+    """The kind of component that a parameter's value, or each item of it, picks."""
+    for it in (annotation, *get_args(annotation)):
+        if get_origin(it) is Annotated and isinstance(get_args(it)[1], Of):
+            return get_args(it)[1].kind
+        if isinstance(it, Of):
+            return it.kind
+    return None
+
+
 def _bound_words(bound: Any) -> str:
     attribute, word = BOUNDS[type(bound)]
     return f"{word} {getattr(bound, attribute)}"
@@ -96,6 +109,10 @@ def fit(value: Any, annotation: Any) -> Any:
     Nothing else is converted. Raises Misfit.
     """
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated and isinstance(inner[1], Of):
+        if not isinstance(value, dict):
+            raise Misfit(value)
+        return value
     if origin is Annotated:
         return _within(fit(value, inner[0]), inner[1:])
     if origin in (Union, UnionType):
@@ -160,7 +177,7 @@ def stand_in(annotation: Any) -> Any:
     """A value that fits, for examples: every alias of cdlm.values takes 1 or 0.5."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return stand_in(inner[0])
+        return {"use": "..."} if isinstance(inner[1], Of) else stand_in(inner[0])
     if origin is Literal:
         return inner[0]
     if origin in (Union, UnionType):

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from cdlm.data import Captions, mixed
 from cdlm.errors import CdlmError
+from cdlm.network import answer
 from cdlm.protocols import Schedule
 from cdlm.records import Batch, Condition, Event, Guess, Noised
 
@@ -24,38 +25,47 @@ if TYPE_CHECKING:
 def training_loss(parts: Parts, batch: Batch, rng: Generator) -> dict[str, Tensor]:
     """Every term of the loss by name, weighted and averaged over the batch."""
     mask = parts.length.mask(batch)
-    condition = withhold(batch.features, parts.guidance.drop, rng)
+    condition = withhold(batch, parts.guidance.drop, rng)
     x0 = parts.embedding(batch.ids)
     t, weight = parts.timesteps(len(x0), rng)
-    noised = corrupt(x0, t, parts.schedule, rng)
-    wanted = parts.target.encode(noised, parts.schedule)
-    got = parts.network(noised.x_t, t, condition, mask).float()
-    x0_hat = parts.target.decode(got, noised.x_t, t, parts.schedule)
+    noised = corrupt(x0, parts.noise(x0, rng), t, parts.schedule)
+
+    def think(x_t: Tensor, t: Tensor) -> Tensor:
+        return answer(parts, x_t, t, condition, mask).x0_hat
+
+    before = parts.self_conditioning.practise(think, noised, parts.schedule, rng)
+    found = answer(parts, noised.x_t, t, condition, mask, before)
     guess = Guess(
         batch=batch,
+        condition=condition,
         noised=noised,
         mask=mask,
-        wanted=wanted,
-        got=got,
-        x0_hat=x0_hat,
+        wanted=parts.target.encode(noised, parts.schedule),
+        got=found.said,
+        x0_hat=found.x0_hat,
+        spread=parts.variance(found.x0_hat.detach(), noised.x_t.detach(), t),
+        think=think,
         embedding=parts.embedding,
+        schedule=parts.schedule,
+        guidance=parts.guidance,
+        length=parts.length,
     )
     terms = {name: loss.weight * loss(guess) for name, loss in parts.loss.items()}
     parts.timesteps.observe(t, torch.stack(list(terms.values())).sum(0).detach())
     return {name: (weight * term).mean() for name, term in terms.items()}
 
 
-def corrupt(x0: Tensor, t: Tensor, schedule: Schedule, rng: Generator) -> Noised:
-    """x_t = alpha x0 + sigma eps. Shapes: x0 B L E, t B."""
-    eps = torch.randn(x0.shape, generator=rng, device=x0.device)
+def corrupt(x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Noised:
+    """x_t = alpha x0 + sigma eps. Shapes: x0, eps B L E, t B."""
     level = schedule(t).over(x0)
     return Noised(x0=x0, eps=eps, x_t=level.alpha * x0 + level.sigma * eps, t=t)
 
 
-def withhold(features: Tensor, drop: float, rng: Generator) -> Condition:
+def withhold(batch: Batch, drop: float, rng: Generator) -> Condition:
     """The image is kept from a share `drop` of the captions."""
+    features = batch.features
     draw = torch.rand(len(features), generator=rng, device=features.device)
-    return Condition(features=features, keep=draw >= drop)
+    return Condition(features=features, keep=draw >= drop, text=batch.text)
 
 
 # ------------------------------------------------------------------------------------ the learner

@@ -5,9 +5,18 @@ A recipe's value is checked against them before anything is built; `cdlm show` p
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
+
+
+@dataclass(frozen=True)
+class Of:
+    """Marks a parameter whose value is a component of this kind: in a recipe, its table."""
+
+    kind: str
+
 
 Count = Annotated[int, Ge(0)]  # 0, 1, 2, ...
 Positive = Annotated[int, Gt(0)]  # 1, 2, 3, ...
@@ -16,3 +25,6 @@ Share = Annotated[float, Ge(0), Lt(1)]  # 0 allowed, 1 not
 Part = Annotated[float, Gt(0), Lt(1)]  # neither 0 nor 1
 NonNegative = Annotated[float, Ge(0)]
 Above0 = Annotated[float, Gt(0)]
+AnyDataset = Annotated[
+    Any, Of("dataset")
+]  # { use = "flickr8k", ... }; the class gets the built one

@@ -29,14 +29,20 @@ tokenizer    = {{ use = "words" }}
 length       = {{ use = "histogram" }}
 embedding    = {{ use = "learned" }}
 schedule     = {{ use = "cosine" }}
+noise        = {{ use = "independent" }}
 timesteps    = {{ use = "uniform" }}
 target       = {{ use = "x0" }}
 conditioning = [{{ use = "time_add" }}, {{ use = "extra_token" }}]
 denoiser     = {{ use = "transformer", layers = 1, heads = 2, dropout = 0.1 }}
 guidance     = {{ use = "scale", scale = 1.5, drop = 0.1 }}
+self_conditioning = {{ use = "none" }}
+variance     = {{ use = "fixed" }}
 loss         = [{{ use = "mse" }}, {{ use = "rounding" }}]
 rounding     = {{ use = "none" }}
+grid         = {{ use = "uniform" }}
 sampler      = {{ use = "ddpm", steps = 2 }}
+constraint   = []
+selection    = {{ use = "first" }}
 metric       = [{{ use = "exact_match" }}, {{ use = "bleu" }}]
 
 [model]

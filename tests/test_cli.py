@@ -183,7 +183,7 @@ def test_show_names_the_origin_of_every_value(cdlm: Command, tiny_recipe: Path) 
     ends = {
         "train.lr": "# --set",
         "train.clip": "# default of train",
-        "train.steps": "tiny.toml:25",
+        "train.steps": "tiny.toml:31",
     }
     for key, end in ends.items():
         assert lines[key].endswith(end)

@@ -1,10 +1,9 @@
-"""Whatever is chosen of each kind, the parts fit together, train and sample; or say why not."""
+"""From a recipe to parts: widths, seeds, pretrained weights. Pairs of components: test_pairs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,20 @@ tokenizer    = { use = "words" }
 length       = { use = "generated" }
 embedding    = { use = "learned" }
 schedule     = { use = "cosine" }
+noise        = { use = "independent" }
 timesteps    = { use = "uniform" }
 target       = { use = "x0" }
 conditioning = [{ use = "time_add" }, { use = "extra_token" }]
 denoiser     = { use = "transformer", layers = 1, heads = 2 }
+self_conditioning = { use = "none" }
 guidance     = { use = "none" }
+variance     = { use = "fixed" }
 loss         = [{ use = "mse" }, { use = "rounding", weight = 0.5 }]
 rounding     = { use = "none" }
+grid         = { use = "uniform" }
 sampler      = { use = "ddim", steps = 2 }
+constraint   = []
+selection    = { use = "first" }
 metric       = [{ use = "true_caption" }, { use = "exact_match" }]
 
 [model]
@@ -50,12 +55,6 @@ MODES = {
     "feature_add": '[{ use = "time_add" }, { use = "feature_add" }]',
     "both_then_time": '[{ use = "extra_token" }, { use = "feature_add" }, { use = "time_add" }]',
 }
-PAIRS = list(
-    product(
-        ("x0", "eps", "v"), ("cosine", "linear", "sqrt"), MODES, ("none", "scale"),
-        ("generated", "histogram"),
-    )
-)  # fmt: skip
 
 
 def resolved(*sets: str) -> Recipe:
@@ -73,28 +72,7 @@ def composed(*sets: str) -> Parts:
 def said_after_a_step(parts: Parts) -> list[str]:
     assert math.isfinite(trained(parts, steps=1)["loss"])
     parts.modules().eval()
-    return captions(parts, data(parts).features, rng())
-
-
-@pytest.mark.parametrize("chosen", PAIRS, ids=["-".join(pair) for pair in PAIRS])
-def test_every_combination_trains_and_samples(chosen: Sequence[str]) -> None:
-    target, schedule, mode, guidance, length = chosen
-    parts = composed(
-        f'target.use="{target}"', f'schedule.use="{schedule}"', f"conditioning={MODES[mode]}",
-        f'guidance.use="{guidance}"', f'length.use="{length}"',
-    )  # fmt: skip
-    assert len(said_after_a_step(parts)) == len(CAPTIONS)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-@pytest.mark.parametrize("rounding", ["none", "clamp", "soft"])
-def test_every_way_back_works_with_distilbert(mode: str, sampler: str, rounding: str) -> None:
-    parts = composed(
-        'denoiser={ use = "distilbert", layers = 1, heads = 2 }', f"conditioning={MODES[mode]}",
-        f'sampler={{ use = "{sampler}", steps = 2 }}', f'rounding.use="{rounding}"',
-    )  # fmt: skip
-    assert len(said_after_a_step(parts)) == len(CAPTIONS)
+    return [it.caption for it in captions(parts, data(parts).features, rng())]
 
 
 @pytest.mark.parametrize(("heads", "hidden"), [(12, 768), (8, 512)])
@@ -145,7 +123,13 @@ def test_losses_keep_their_names_and_weights() -> None:
 
 
 def test_only_what_holds_weights_is_saved() -> None:
-    assert set(composed().modules()) == {"network", "embedding", "length", "guidance"}
+    assert set(composed().modules()) == {
+        "network",
+        "embedding",
+        "length",
+        "guidance",
+        "self_conditioning",
+    }
     names = set(composed('length.use="histogram"').modules().state_dict())
     assert "length.counts" in names
 
@@ -233,4 +217,4 @@ def test_pretrained_words_of_another_width_are_refused(bert: Path) -> None:
 
 def test_the_examples_fit_this_recipe() -> None:
     parts = composed()
-    assert parts.dims == DIMS
+    assert replace(parts.dims, written=DIMS.written) == DIMS

@@ -25,6 +25,9 @@ test_cosine_noisier = conformance("schedule", "cosine", noise=4.0)
 test_linear = conformance("schedule", "linear")
 test_sqrt = conformance("schedule", "sqrt")
 
+test_independent = conformance("noise", "independent")
+test_shared = conformance("noise", "shared")
+
 test_uniform = conformance("timesteps", "uniform")
 
 test_x0 = conformance("target", "x0")
@@ -33,6 +36,8 @@ test_v = conformance("target", "v")
 
 test_learned = conformance("embedding", "learned")
 test_learned_frozen = conformance("embedding", "learned", frozen=True)
+test_learned_free = conformance("embedding", "learned", norm="free")
+test_bits = conformance("embedding", "bits")
 
 test_mse = conformance("loss", "mse")
 test_l1 = conformance("loss", "l1")
@@ -53,19 +58,40 @@ test_plain = conformance("guidance", "none")
 test_scale = conformance("guidance", "scale")
 test_scale_of_one = conformance("guidance", "scale", scale=1.0)
 
+test_forgetful = conformance("self_conditioning", "none")
+test_last = conformance("self_conditioning", "last")
+
+test_fixed = conformance("variance", "fixed")
+test_fixed_forward = conformance("variance", "fixed", spread=1.0)
+
 test_free = conformance("rounding", "none")
 test_clamp = conformance("rounding", "clamp")
 test_late_clamp = conformance("rounding", "clamp", below=0.3)
 test_soft = conformance("rounding", "soft")
 
+test_uniform_grid = conformance("grid", "uniform")
+test_uniform_grid_ahead = conformance("grid", "uniform", td=0.2)
+
 test_ddim = conformance("sampler", "ddim")
 test_ddim_half_fresh = conformance("sampler", "ddim", eta=0.5)
 test_ddpm = conformance("sampler", "ddpm")
+
+test_template = conformance("constraint", "template", text="a [ ] dog on [ ]")
+test_template_open = conformance("constraint", "template", text="a dog ...")
+test_forbid = conformance("constraint", "forbid", words=["grass", "dog"])
+test_size = conformance("constraint", "size", least=2, most=4)
+
+test_first = conformance("selection", "first")
+test_mbr = conformance("selection", "mbr", count=4)
+test_mbr_by_cider = conformance("selection", "mbr", count=4, by="cider")
+test_mbr_of_one = conformance("selection", "mbr", count=1)
+test_similarity = conformance("selection", "similarity", count=4)
 
 test_generated = conformance("length", "generated")
 test_histogram = conformance("length", "histogram")
 
 test_words = conformance("tokenizer", "words")
+test_bpe = conformance("tokenizer", "bpe", vocabulary=30)
 
 test_shapes = conformance("dataset", "shapes", train=8, held_out=4)
 test_shapes_three = conformance("dataset", "shapes", train=8, held_out=4, things=3)

@@ -21,18 +21,19 @@ class Few:
 
     ids: tuple[str, ...] = ("x", "y", "z")
     fingerprint: str = "few"
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     @property
     def captions(self) -> list[list[str]]:
         return [[f"{i} {k}" for k in range(count)] for i, count in enumerate(COUNTS)]
 
 
-def few() -> tuple[Captions, Words]:
-    tokenizer, split = Words(), Few()
+def few(limit: int = 0, weights: tuple[float, ...] = (1.0, 1.0, 1.0)) -> tuple[Captions, Words]:
+    tokenizer, split = Words(), Few(weights=weights)
     tokenizer.fit([text for texts in split.captions for text in texts])
     features = torch.arange(3.0).view(3, 1, 1)
     given: Any = split
-    return Captions.of(given, features, tokenizer, 4, "cpu"), tokenizer
+    return Captions.of(given, features, tokenizer, 4, limit, "cpu"), tokenizer
 
 
 def rows(captions: Captions, k: int, size: int, seed: int) -> list[tuple[int, ...]]:
@@ -76,3 +77,22 @@ def test_a_batch_is_no_view_of_the_whole() -> None:
     before: Tensor = captions.ids.clone()
     captions.batch(0, 7, 0).ids.zero_()
     assert torch.equal(captions.ids, before)
+
+
+def test_only_the_first_captions_are_seen_where_there_is_a_limit() -> None:
+    captions, tokenizer = few(limit=3)
+    seen = tokenizer.decode(captions.batch(0, 30, 0).ids)
+    assert set(seen) == {"0 0", "0 1", "1 0"}
+
+
+def test_captions_come_as_often_as_their_weights_say() -> None:
+    """In every epoch of 7 draws: 2, 1 and 4 captions of weight 3, 1 and 1; to less than one."""
+    captions, _ = few(weights=(3.0, 1.0, 1.0))
+    share = 7 / (2 * 3 + 1 + 4)
+    for epoch in range(4):
+        owner = captions.batch(epoch, 7, 0).features.flatten().tolist()
+        assert abs(owner.count(0.0) - 6 * share) < 1
+        assert abs(owner.count(1.0) - 1 * share) < 1
+    often = [captions.batch(0, 7 * 2000, 0).features.flatten().tolist().count(i) for i in range(3)]
+    expected = [2000 * share * count for count in (6, 1, 4)]
+    assert often == pytest.approx(expected, rel=0.05)

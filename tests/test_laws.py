@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlm.errors import CdlmError
+from cdlm.parts import grids
 from cdlm.parts.conditioning import TimeAdd
 from cdlm.parts.datasets.shapes.dataset import Shapes
 from cdlm.parts.denoisers.transformer import Transformer
@@ -23,7 +25,9 @@ from cdlm.parts.lengths import Generated, Histogram
 from cdlm.parts.losses import Mse
 from cdlm.parts.metrics import ExactMatch
 from cdlm.parts.rounding import Free
-from cdlm.parts.samplers import Ddim, Ddpm, even_grid
+from cdlm.parts.samplers import Ddim, Ddpm
+from cdlm.parts.selections import First
+from cdlm.parts.self_conditioning import Last
 from cdlm.parts.targets import X0, Eps
 from cdlm.parts.timesteps import Uniform
 from cdlm.parts.tokenizers import Words
@@ -32,6 +36,7 @@ from cdlm.registry import KINDS
 from cdlm.testing import laws
 from cdlm.testing.examples import CAPTIONS, DIMS, IDS, quarter_circle
 
+EVEN = grids.Uniform()
 BROKEN: dict[str, dict[str, Callable[[], Any]]] = {kind: {} for kind in KINDS}
 
 
@@ -251,12 +256,14 @@ breaks("denoiser", "works_in_a_captioner")(
 
 
 def _guided(rule: Callable[..., Tensor], part: Any = None) -> Any:
-    return like(part or Plain(), forward=lambda self, with_, without, t, mask: rule(with_, without))
+    return like(
+        part or Plain(), forward=lambda self, with_, without, t, mask, given: rule(with_, without)
+    )
 
 
 breaks("guidance", "keeps_the_shape")(lambda: _guided(lambda with_, _: with_[:, 0]))
 breaks("guidance", "keeps_what_both_say")(lambda: _guided(lambda with_, without: with_ + without))
-breaks("guidance", "asks_for_both_if_both_count")(lambda: like(Scale(), both=False))
+breaks("guidance", "asks_for_both_if_both_count")(lambda: like(Scale(), both=lambda self, t: False))
 breaks("guidance", "counts_each_caption_alone")(
     lambda: _guided(lambda with_, _: with_ - with_.mean(0))
 )
@@ -292,7 +299,7 @@ def _global(self: Any, state: State, s: float, denoise: Any, schedule: Any, rng:
 
 def _noiseless(self: Any, state: State, s: float, denoise: Any, schedule: Any, rng: Any) -> State:
     """Back to the estimate at every step, never re-noised: it seeks modes."""
-    x0_hat = denoise(state.x, state.t)
+    x0_hat = denoise(state.x, state.t).x0_hat
     return State(x=schedule(x0_hat.new_tensor(s)).alpha * x0_hat, t=s, x0_hat=x0_hat)
 
 
@@ -301,17 +308,119 @@ def _short(self: Any, state: State, s: float, denoise: Any, schedule: Any, rng: 
     return replace(after, x=0.9 * after.x)
 
 
-breaks("sampler", "walks_from_noise_to_text")(
-    lambda: like(Ddim(), grid=lambda self, steps: even_grid(steps)[::-1])
-)
+breaks("sampler", "has_steps_and_order")(lambda: like(Ddim(), order=0.5))
 breaks("sampler", "arrives_at_the_estimate")(lambda: _steps(_short))
 breaks("sampler", "keeps_the_books")(lambda: _steps(_late))
 breaks("sampler", "repeats")(lambda: _steps(_global))
 breaks("sampler", "keeps_mean_and_spread")(lambda: _steps(_noiseless))
 breaks("sampler", "ends_at_words")(lambda: _steps(_noiseless))
-breaks("sampler", "works_in_a_captioner")(
-    lambda: like(Ddim(), grid=lambda self, steps: [1.0, None])
+breaks("sampler", "works_in_a_captioner")(lambda: _steps(lambda self, *given: None))
+
+# ------------------------------------------------------------------------------------------ grid
+
+
+def _trembling() -> Any:
+    return lambda steps, schedule: [(t, s * random.random()) for t, s in EVEN(steps, schedule)]
+
+
+breaks("grid", "walks_from_noise_to_text")(
+    lambda: lambda steps, schedule: EVEN(steps, schedule)[::-1]
 )
+breaks("grid", "never_runs_behind")(
+    lambda: lambda n, schedule: [(t, (s + t) / 2 if s else 0.0) for t, s in EVEN(n, schedule)]
+)
+breaks("grid", "repeats")(_trembling)
+breaks("grid", "works_in_a_captioner")(lambda: lambda steps, schedule: [(1.0, None)])
+
+# ------------------------------------------------------------------------------ noise and variance
+
+breaks("noise", "is_normal")(lambda: lambda x0, rng: torch.rand(x0.shape, generator=rng))
+breaks("noise", "repeats")(lambda: lambda x0, rng: torch.randn(x0.shape))
+breaks("noise", "knows_nothing_of_the_caption")(
+    lambda: lambda x0, rng: x0 + torch.randn(x0.shape, generator=rng)
+)
+breaks("noise", "works_in_a_captioner")(lambda: lambda x0, rng: x0 * math.nan)
+
+breaks("variance", "is_a_spread")(lambda: lambda x0_hat, x_t, t: 2 * torch.ones_like(x_t))
+breaks("variance", "counts_each_caption_alone")(
+    lambda: lambda x0_hat, x_t, t: (x_t - x_t.mean(0)).sigmoid()
+)
+breaks("variance", "learns_or_is_fixed")(
+    lambda: lambda x0_hat, x_t, t: torch.zeros((), requires_grad=True)
+)
+breaks("variance", "works_in_a_captioner")(lambda: lambda x0_hat, x_t, t: x_t[..., :0] @ x_t)
+
+# ------------------------------------------------------------------------------ self_conditioning
+
+
+def _recalling(**others: Any) -> Any:
+    torch.manual_seed(0)
+    return like(Last(dims=DIMS), **others)
+
+
+def _idle() -> Any:
+    part = _recalling()
+    part.idle = nn.Linear(2, 2)
+    return part
+
+
+breaks("self_conditioning", "takes_zero_as_nothing")(
+    lambda: _recalling(forward=lambda self, before, x_t: self.recall(x_t))
+)
+breaks("self_conditioning", "counts_each_caption_alone")(
+    lambda: _recalling(forward=lambda self, before, x_t: self.recall(before - before.mean(0)))
+)
+breaks("self_conditioning", "practises_without_a_gradient")(
+    lambda: _recalling(practise=lambda self, think, z, schedule, rng: think(z.x_t, z.t))
+)
+breaks("self_conditioning", "repeats")(
+    lambda: _recalling(practise=lambda self, think, z, schedule, rng: torch.rand(z.x_t.shape))
+)
+breaks("self_conditioning", "teaches_every_weight")(_idle)
+breaks("self_conditioning", "works_in_a_captioner")(
+    lambda: _recalling(forward=lambda self, before, x_t: x_t * math.nan)
+)
+
+# ----------------------------------------------------------------------- constraint and selection
+
+
+def _barring(change: Callable[[Tensor], Any]) -> Any:
+    """A constraint that bars what `change` does to a table in which all is allowed."""
+
+    def allowed(tokenizer: Any, length: int) -> Any:
+        return change(torch.ones(length, len(tokenizer), dtype=torch.bool))
+
+    return SimpleNamespace(allowed=allowed)
+
+
+def _at_random(table: Tensor) -> Tensor:
+    return table.index_fill(1, torch.randint(3, table.shape[1], (1,)), False)
+
+
+breaks("constraint", "says_yes_or_no_to_each_word")(lambda: _barring(lambda table: table[0]))
+breaks("constraint", "leaves_a_word_everywhere")(lambda: _barring(lambda table: ~table))
+breaks("constraint", "allows_a_caption")(
+    lambda: _barring(lambda table: table.index_fill(1, torch.tensor([1]), False))
+)
+breaks("constraint", "reads_pieces_too")(
+    lambda: _barring(lambda table: table if len(table) < 32 else table[:16])
+)
+breaks("constraint", "repeats")(lambda: _barring(_at_random))
+breaks("constraint", "works_in_a_captioner")(lambda: _barring(lambda table: table[:, :2]))
+
+
+def _choosing(choose: Callable[[list[list[str]], Tensor], list[int]]) -> Any:
+    return like(
+        First(), count=3, __call__=lambda self, texts, features, encoder: choose(texts, features)
+    )
+
+
+breaks("selection", "chooses_a_candidate")(lambda: _choosing(lambda texts, _: [3] * len(texts)))
+breaks("selection", "ignores_the_order")(lambda: _choosing(lambda texts, _: [0] * len(texts)))
+breaks("selection", "counts_each_image_alone")(
+    lambda: _choosing(lambda texts, _: [len(texts) % 3] * len(texts))
+)
+breaks("selection", "works_in_a_captioner")(lambda: _choosing(lambda texts, _: [9] * len(texts)))
 
 # ---------------------------------------------------------------------------------------- length
 
@@ -461,6 +570,6 @@ CASES = [(kind, law) for kind in KINDS for law in laws(kind)]
 def test_a_component_that_breaks_the_law_is_caught(kind: str, law: str) -> None:
     check, component = laws(kind)[law], BROKEN[kind][law]()
     whole = law == "works_in_a_captioner"  # there, whatever goes wrong may come out as it is
-    others = (CdlmError, RuntimeError, TypeError) if whole else ()
+    others = (CdlmError, LookupError, RuntimeError, TypeError, AttributeError) if whole else ()
     with pytest.raises((AssertionError, *others)):
         check(component)

@@ -96,6 +96,7 @@ conditioning = [{ use = "token", segment = false }]
 denoiser = { use = "sequence" }
 metric = [{ use = "bleu" }, { use = "truth" }]
 loss = [{ use = "plain" }]
+constraint = []
 """
     + "".join(
         f'{kind} = {{ use = "plain" }}\n'
@@ -153,7 +154,7 @@ def test_defaults_are_filled_in_and_values_know_their_origin(check: Check) -> No
     assert [choice.use for choice in it.many("metric")] == ["bleu", "truth"]
     assert it.sets == ["train.lr=1", "loss=[{use='plain'}]"]
     assert {key: it.origins[key] for key in ("train.steps", "train.batch", "train.lr")} == {
-        "train.steps": "base.toml:24",
+        "train.steps": "base.toml:30",
         "train.batch": "mine.toml:1",
         "train.lr": "--set",
     }
@@ -302,12 +303,12 @@ MISTAKES = [
     (
         'conditioning = [{ use = "token" }, { use = "film" }]',
         "conditioning.1: film writes time, which sequence does not read",
-        "denoisers that read time: adaptive",
+        "what reads time: denoiser adaptive",
     ),
     (
         'dataset = { use = "photos", root = "a" }',
-        "base.toml:6, metric.1: truth needs scenes, which photos does not provide",
-        "datasets that provide scenes: scenes",
+        "base.toml:6, metric.1: truth needs scenes, which nothing in this recipe provides",
+        "what provides scenes: dataset scenes",
     ),
     ('extends = "base.toml"', "mine.toml:1, extends: a stored recipe extends nothing", ""),
     ('"a\\nb" = 1', 'mine.toml, "a\\nb": there is no such key', ""),

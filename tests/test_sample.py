@@ -14,11 +14,12 @@ from cdlm.compose import Parts
 from cdlm.network import Network
 from cdlm.parts.conditioning import FeatureAdd
 from cdlm.parts.denoisers.distilbert import DistilBert
+from cdlm.parts.grids import Uniform
 from cdlm.parts.guidance import Scale
 from cdlm.parts.lengths import Histogram
 from cdlm.parts.rounding import Clamp
 from cdlm.parts.samplers import Ddim, Ddpm
-from cdlm.protocols import Conditioning, Denoiser
+from cdlm.protocols import Conditioning, Denoiser, Schedule
 from cdlm.records import Condition, State, Stream
 from cdlm.sample import captions, sample, words
 from cdlm.testing.examples import CAPTIONS, DIMS, LENGTHS, batch, condition, mask, rng, stir
@@ -54,12 +55,11 @@ def test_equal_seeds_give_equal_states_and_others_do_not() -> None:
 def test_the_steps_asked_for_come_before_the_samplers_own() -> None:
     asked: list[int] = []
 
-    class Asked(Ddim):
-        def grid(self, steps: int) -> list[float]:
-            asked.append(steps)
-            return super().grid(steps)
+    def grid(steps: int, schedule: Schedule) -> list[tuple[float, float]]:
+        asked.append(steps)
+        return Uniform()(steps, schedule)
 
-    parts = ready(sampler=Asked(steps=3))
+    parts = ready(sampler=Ddim(steps=3), grid=grid)
     captions(parts, condition().features, rng())
     captions(parts, condition().features, rng(), steps=1)
     assert asked == [3, 1]
@@ -99,7 +99,7 @@ def test_captions_have_lengths_that_training_had() -> None:
     seen = parts.length.draw(condition(), rng())
     assert seen.sum(1).tolist() == [4, 4, 4]
     said = captions(parts, condition().features, rng())
-    assert all(len(text.split()) <= 4 for text in said)
+    assert all(len(it.caption.split()) <= 4 for it in said)
 
 
 def test_under_clamp_every_estimate_is_a_word() -> None:

@@ -20,6 +20,7 @@ BUILT_IN = {
     },
     "tokenizer": {
         "words": "cdlm.parts.tokenizers:Words",
+        "bpe": "cdlm.parts.tokenizers:Bpe",
         "hugging_face": "cdlm.parts.tokenizers:HuggingFace",
     },
     "length": {
@@ -29,11 +30,16 @@ BUILT_IN = {
     "embedding": {
         "learned": "cdlm.parts.embeddings:Learned",
         "pretrained": "cdlm.parts.embeddings:Pretrained",
+        "bits": "cdlm.parts.embeddings:Bits",
     },
     "schedule": {
         "cosine": "cdlm.parts.schedules:Cosine",
         "linear": "cdlm.parts.schedules:Linear",
         "sqrt": "cdlm.parts.schedules:Sqrt",
+    },
+    "noise": {
+        "independent": "cdlm.parts.noise:Independent",
+        "shared": "cdlm.parts.noise:Shared",
     },
     "timesteps": {"uniform": "cdlm.parts.timesteps:Uniform"},
     "target": {
@@ -50,10 +56,15 @@ BUILT_IN = {
         "distilbert": "cdlm.parts.denoisers.distilbert:DistilBert",
         "transformer": "cdlm.parts.denoisers.transformer:Transformer",
     },
+    "self_conditioning": {
+        "none": "cdlm.parts.self_conditioning:Forgetful",
+        "last": "cdlm.parts.self_conditioning:Last",
+    },
     "guidance": {
         "none": "cdlm.parts.guidance:Plain",
         "scale": "cdlm.parts.guidance:Scale",
     },
+    "variance": {"fixed": "cdlm.parts.variances:Fixed"},
     "loss": {
         "mse": "cdlm.parts.losses:Mse",
         "l1": "cdlm.parts.losses:L1",
@@ -64,9 +75,20 @@ BUILT_IN = {
         "clamp": "cdlm.parts.rounding:Clamp",
         "soft": "cdlm.parts.rounding:Soft",
     },
+    "grid": {"uniform": "cdlm.parts.grids:Uniform"},
     "sampler": {
         "ddim": "cdlm.parts.samplers:Ddim",
         "ddpm": "cdlm.parts.samplers:Ddpm",
+    },
+    "constraint": {
+        "template": "cdlm.parts.constraints:Template",
+        "forbid": "cdlm.parts.constraints:Forbid",
+        "size": "cdlm.parts.constraints:Size",
+    },
+    "selection": {
+        "first": "cdlm.parts.selections:First",
+        "mbr": "cdlm.parts.selections:Mbr",
+        "similarity": "cdlm.parts.selections:Similarity",
     },
     "metric": {
         "bleu": "cdlm.parts.metrics:Bleu",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from cdlm.records import Condition
 from cdlm.values import NonNegative, Part, Share
 
 
@@ -13,13 +14,16 @@ class Plain(nn.Module):
     y = with.   Shapes: B L E.
     """
 
-    both = False
-
     def __init__(self, *, drop: Share = 0.0):  # share of captions trained without their image
         super().__init__()
         self.drop = drop
 
-    def forward(self, with_: Tensor, without: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+    def both(self, t: Tensor) -> bool:
+        return False
+
+    def forward(
+        self, with_: Tensor, without: Tensor, t: Tensor, mask: Tensor, condition: Condition
+    ) -> Tensor:
         return with_
 
 
@@ -40,10 +44,11 @@ class Scale(nn.Module):
         super().__init__()
         self.scale, self.drop = scale, drop
 
-    @property
-    def both(self) -> bool:
-        """Whether the second prediction makes a difference."""
-        return self.scale != 1
+    def both(self, t: Tensor) -> bool:
+        """Not while training: there the dropped images are all that it needs."""
+        return self.scale != 1 and not self.training
 
-    def forward(self, with_: Tensor, without: Tensor, t: Tensor, mask: Tensor) -> Tensor:
-        return without + self.scale * (with_ - without)
+    def forward(
+        self, with_: Tensor, without: Tensor, t: Tensor, mask: Tensor, condition: Condition
+    ) -> Tensor:
+        return with_ if self.training else without + self.scale * (with_ - without)

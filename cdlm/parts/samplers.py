@@ -9,6 +9,7 @@ x0_hat imply. Source: Song et al. 2021 (DDIM), eq. 12.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -18,17 +19,12 @@ from cdlm.records import State
 from cdlm.values import Fraction, Positive
 
 
-def even_grid(steps: int) -> list[float]:
-    """steps + 1 times from 1 to 0, evenly spaced."""
-    return [1 - i / steps for i in range(steps)] + [0.0]
-
-
 def leap(
     state: State, s: float, denoise: Denoise, schedule: Schedule, rng: Generator, eta: float
 ) -> State:
     """One step of the family; `fresh` is eta times the standard deviation of the DDPM posterior."""
     x, t = state.x, state.t
-    x0_hat = denoise(x, t)
+    x0_hat = denoise(x, t).x0_hat
     here, there = schedule(x.new_tensor(t)), schedule(x.new_tensor(s))
     eps_hat = (x - here.alpha * x0_hat) / here.sigma
     posterior = (there.sigma / here.sigma) ** 2 * (1 - (here.alpha / there.alpha) ** 2)
@@ -50,11 +46,10 @@ class Ddim:
     Shapes: B L E.   Source: Song et al. 2021 (DDIM), eq. 12 and 16.
     """
 
+    order: ClassVar[int] = 1
+
     steps: Positive = 20  # sampling steps, unless a call asks for another number
     eta: Fraction = 0.0  # 0 is deterministic given the first noise, 1 is DDPM
-
-    def grid(self, steps: int) -> list[float]:
-        return even_grid(steps)
 
     def step(
         self, state: State, s: float, denoise: Denoise, schedule: Schedule, rng: Generator
@@ -70,10 +65,9 @@ class Ddpm:
     Shapes: B L E.   Source: Ho et al. 2020, eq. 6 and 7, for any s < t.
     """
 
-    steps: Positive = 100  # sampling steps, unless a call asks for another number
+    order: ClassVar[int] = 1
 
-    def grid(self, steps: int) -> list[float]:
-        return even_grid(steps)
+    steps: Positive = 100  # sampling steps, unless a call asks for another number
 
     def step(
         self, state: State, s: float, denoise: Denoise, schedule: Schedule, rng: Generator

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer as Engine
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from cdlm.errors import CdlmError
@@ -19,7 +19,7 @@ PAD, END, UNKNOWN = "[PAD]", "[END]", "[UNK]"
 
 
 class _Wrapped:
-    """What both tokenizers share: an engine whose padding and end tokens are known by name."""
+    """What all tokenizers share: an engine whose padding and end tokens are known by name."""
 
     engine: Engine
     pad: int
@@ -46,6 +46,18 @@ class _Wrapped:
 
     def save(self, path: Path) -> None:
         path.write_text(self.engine.to_str(pretty=True) + "\n", encoding="utf-8")
+
+
+def _joined(engine: Engine, end: int, ids: Tensor) -> list[str]:
+    """ids B L -> captions: pieces joined by the engine, special tokens left out."""
+    rows = [row[: row.index(end)] if end in row else row for row in ids.tolist()]
+    texts = engine.decode_batch(rows, skip_special_tokens=True)
+    return [re.sub(r"\s+", " ", text).strip() for text in texts]
+
+
+def _plain() -> normalizers.Sequence:
+    """One form for every letter, and lower case."""
+    return normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
 
 
 def _id(engine: Engine, token: str) -> int:
@@ -94,9 +106,48 @@ class Words(_Wrapped):
     @staticmethod
     def _engine(vocabulary: dict[str, int]) -> Engine:
         engine = Engine(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-        engine.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        engine.normalizer = _plain()
         engine.pre_tokenizer = pre_tokenizers.Whitespace()
         return engine
+
+
+class Bpe(_Wrapped):
+    """Pieces of words, from the training captions by byte-pair encoding, lower case.
+
+    Begin with single letters; until there are `vocabulary` tokens, the two neighbours that stand
+    together most often become one. A mark at its front says that a piece begins a word; pieces
+    never cross words or punctuation. A letter that training did not have is [UNK]. Equal captions
+    give equal ids. Few captions give fewer tokens: there is nothing left to join.
+    Shapes: captions -> ids B L, mask B L.   Source: Sennrich et al. 2016, section 3.2.
+    Raises CdlmError where the vocabulary has no room for the letters.
+    """
+
+    def __init__(self, *, vocabulary: Positive = 1000):  # tokens, padding, end and [UNK] included
+        self.vocabulary = vocabulary
+
+    def fit(self, captions: Sequence[str]) -> None:
+        engine = Engine(models.BPE(unk_token=UNKNOWN, fuse_unk=True))
+        engine.normalizer = _plain()
+        spaced = pre_tokenizers.Metaspace(prepend_scheme="always")
+        engine.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), spaced])
+        engine.decoder = decoders.Metaspace(prepend_scheme="always")
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocabulary, special_tokens=[PAD, END, UNKNOWN], show_progress=False
+        )
+        engine.train_from_iterator(captions, trainer)
+        if engine.get_vocab_size() > self.vocabulary:
+            raise CdlmError(
+                f"tokenizer.vocabulary = {self.vocabulary}: the letters of the captions alone are "
+                f"{engine.get_vocab_size()} tokens, with padding, end and [UNK]; set it higher"
+            )
+        self._adopt(engine, PAD, END)
+
+    def load(self, path: Path) -> None:
+        self._adopt(Engine.from_file(str(path)), PAD, END)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """ids B L -> captions: pieces joined to words, special tokens left out."""
+        return _joined(self.engine, self.end, ids)
 
 
 class HuggingFace(_Wrapped):
@@ -132,9 +183,7 @@ class HuggingFace(_Wrapped):
 
     def decode(self, ids: Tensor) -> list[str]:
         """ids B L -> captions: pieces joined by the tokenizer, special tokens left out."""
-        rows = [row[: row.index(self.end)] if self.end in row else row for row in ids.tolist()]
-        texts = self.engine.decode_batch(rows, skip_special_tokens=True)
-        return [re.sub(r"\s+", " ", text).strip() for text in texts]
+        return _joined(self.engine, self.end, ids)
 
 
 def _from_hub(source: str) -> Engine:

@@ -10,9 +10,9 @@ built small. A law is a function `check_KIND_LAW(component)` that raises Asserti
 on a component of your own making where the registry's is not what you want to check:
 
     data      dataset, encoder, tokenizer, length, metric
-    process   embedding, schedule, timesteps, target, loss
-    network   conditioning, denoiser, guidance
-    sampling  rounding, sampler
+    process   embedding, schedule, noise, timesteps, target, variance, loss
+    network   conditioning, denoiser, self_conditioning, guidance
+    sampling  rounding, grid, sampler, constraint, selection
     whole     a tiny captioner around any component: it trains and it samples
 
 `examples` holds the small inputs that they use (`DIMS` is what a component gets as `dims`);

@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from cdlm.parts.guidance import Plain
+from cdlm.parts.lengths import Generated
 from cdlm.records import Answers, Batch, Condition, Dims, Guess, Level, Noised, Stream
 
 B = 3
@@ -44,12 +46,14 @@ def batch(seed: int = 0) -> Batch:
     ids = torch.randint(2, DIMS.vocab, seen.shape, generator=draw)
     last = torch.tensor(LENGTHS)[:, None] - 1
     ids = ids.scatter(1, last, 1).masked_fill(~seen, 0)
-    return Batch(ids=ids, mask=seen, features=_features(draw), image_id=IDS[:B])
+    features, text = _features(draw), torch.randn(B, 1, DIMS.image_width, generator=draw)
+    return Batch(ids=ids, mask=seen, features=features, text=text, image_id=IDS[:B])
 
 
 def condition(keep: bool = True, seed: int = 0) -> Condition:
     """Random features, all of them given or all withheld."""
-    return Condition(features=_features(rng(seed)), keep=torch.full((B,), keep))
+    features, text = _features(rng(seed)), torch.randn(B, 1, DIMS.image_width, generator=rng(seed))
+    return Condition(features=features, keep=torch.full((B,), keep), text=text)
 
 
 def _features(draw: Generator) -> Tensor:
@@ -106,18 +110,24 @@ def guess() -> Guess:
     corrupt = Noised(x0=x0, eps=eps, x_t=level.alpha * x0 + level.sigma * eps, t=t)
     return Guess(
         batch=given,
+        condition=Condition(features=given.features, keep=torch.ones(B, dtype=torch.bool)),
         noised=corrupt,
         mask=mask(),
         wanted=x0,
         got=said,
         x0_hat=said,
+        spread=torch.zeros(()),
+        think=lambda x_t, t: said,
         embedding=embedding,
+        schedule=quarter_circle,
+        guidance=Plain(),
+        length=Generated(dims=DIMS),
     )
 
 
 def saying(before: Guess, said: Tensor) -> Guess:
     """The same guess of a network that says this."""
-    return replace(before, got=said, x0_hat=said)
+    return replace(before, got=said, x0_hat=said, think=lambda x_t, t: said)
 
 
 def pictures() -> list[Image.Image]:

@@ -11,9 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from cdlm.protocols import Conditioning, Denoiser, Guidance
+from cdlm.protocols import Conditioning, Denoiser, Guidance, SelfConditioning
 from cdlm.records import Condition, Stream
-from cdlm.testing.examples import DIMS, SOME, B, condition, gradients, mask, rng, stir, stream
+from cdlm.testing.examples import (
+    DIMS,
+    SOME,
+    B,
+    condition,
+    gradients,
+    mask,
+    noised,
+    quarter_circle,
+    rng,
+    stir,
+    stream,
+)
 
 WRITTEN = {"tokens": ("h", "mask"), "time": ("time",), "context": ("context",)}
 
@@ -200,17 +212,17 @@ def check_denoiser_repeats_and_writes_nothing(denoiser: Denoiser) -> None:
 # -------------------------------------------------------------------------------------- guidance
 
 
-def _branches() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """with, without, t, mask."""
+def _branches() -> tuple[Tensor, Tensor, Tensor, Tensor, Condition]:
+    """with, without, t, mask, condition."""
     shape = (B, DIMS.length, DIMS.width)
     with_, without = (torch.randn(shape, generator=rng(seed)) for seed in (1, 2))
-    return with_, without, torch.tensor([0.2, 0.5, 0.9]), mask()
+    return with_, without, torch.tensor([0.2, 0.5, 0.9]), mask(), condition()
 
 
 def check_guidance_keeps_the_shape(guidance: Guidance) -> None:
     """B L E in, B L E out, finite; `drop` is a share below 1."""
-    with_, without, t, seen = _branches()
-    out = _calm(guidance)(with_, without, t, seen)
+    with_, without, t, seen, given = _branches()
+    out = _calm(guidance)(with_, without, t, seen, given)
     assert out.shape == with_.shape, f"shape {tuple(out.shape)}, not B L E"
     assert bool(out.isfinite().all()), "not finite"
     assert 0 <= guidance.drop < 1, f"drop = {guidance.drop}"
@@ -218,29 +230,85 @@ def check_guidance_keeps_the_shape(guidance: Guidance) -> None:
 
 def check_guidance_keeps_what_both_say(guidance: Guidance) -> None:
     """Where both predictions are equal, that is the result: the weights sum to 1."""
-    with_, _, t, seen = _branches()
-    assert_close(_calm(guidance)(with_, with_.clone(), t, seen), with_, rtol=0, atol=1e-5)
+    with_, _, t, seen, given = _branches()
+    assert_close(_calm(guidance)(with_, with_.clone(), t, seen, given), with_, rtol=0, atol=1e-5)
 
 
 def check_guidance_asks_for_both_if_both_count(guidance: Guidance) -> None:
-    """`both` is True just where the prediction without the image makes a difference."""
-    with_, without, t, seen = _branches()
+    """`both(t)` is True just where the prediction without the image makes a difference."""
+    with_, without, t, seen, given = _branches()
     rule = _calm(guidance)
-    differs = not torch.allclose(rule(with_, without, t, seen), with_, atol=1e-5)
-    assert differs == guidance.both, f"both = {guidance.both}, and it makes a difference: {differs}"
+    differs = not torch.allclose(rule(with_, without, t, seen, given), with_, atol=1e-5)
+    both = rule.both(t)
+    assert differs == both, f"both(t) is {both}, and it makes a difference: {differs}"
 
 
 def check_guidance_counts_each_caption_alone(guidance: Guidance) -> None:
     """What it makes of a caption depends neither on the rest of the batch nor on its place."""
     rule, given = _calm(guidance), _branches()
-    some = rule(*(value[SOME] for value in given))
+    chosen = Condition(features=given[4].features[SOME], keep=given[4].keep[SOME])
+    some = rule(*(value[SOME] for value in given[:4]), chosen)
     assert_close(some, rule(*given)[SOME], rtol=1e-5, atol=1e-5)
 
 
 def check_guidance_teaches_and_writes_nothing(guidance: Guidance) -> None:
     """Gradients reach its trainable weights, if it has any; its inputs stand as before."""
     rule, given = _calm(guidance), _branches()
-    old = [value.clone() for value in given]
+    old = [value.clone() for value in given[:4]]
     _must_reach(rule(*given), rule.named_parameters(), zero=True)
-    for value, before in zip(given, old, strict=True):
+    for value, before in zip(given[:4], old, strict=True):
         assert torch.equal(value, before), "it writes into its inputs"
+
+
+# ------------------------------------------------------------------------------ self_conditioning
+
+
+def check_self_conditioning_takes_zero_as_nothing(self_conditioning: SelfConditioning) -> None:
+    """At first, and for an estimate of 0, nothing is added; else it is B L H, if anything."""
+    part, z = _calm(self_conditioning), noised(torch.float32)
+    shape = (*z.x_t.shape[:2], DIMS.hidden)
+    for before in (None, torch.zeros_like(z.x_t)):
+        added = part(before, z.x_t)
+        assert added is None or not bool(added.any()), "an estimate of 0 is not as none"
+        assert added is None or added.shape == shape, f"shape {tuple(added.shape)}, not B L H"
+
+
+def check_self_conditioning_counts_each_caption_alone(self_conditioning: SelfConditioning) -> None:
+    """What a caption is told depends neither on the rest of the batch nor on its place."""
+    part, z = _calm(self_conditioning), noised(torch.float32)
+    added = part(z.x0, z.x_t)
+    if added is not None:
+        assert_close(part(z.x0[SOME], z.x_t[SOME]), added[SOME], rtol=1e-5, atol=1e-6)
+
+
+def check_self_conditioning_practises_without_a_gradient(
+    self_conditioning: SelfConditioning,
+) -> None:
+    """In training it gives nothing, or an estimate that the network made, without a gradient."""
+    z = noised(torch.float32)
+    weight = nn.Parameter(torch.ones(()))
+    part, draw = _calm(self_conditioning).train(), rng()
+    for _ in range(20):
+        before = part.practise(lambda x, t: weight * x, z, quarter_circle, draw)
+        assert before is None or before.shape == z.x0.shape, "an estimate of another shape"
+        assert before is None or not before.requires_grad, "a gradient flows through the estimate"
+
+
+def check_self_conditioning_repeats(self_conditioning: SelfConditioning) -> None:
+    """All randomness of its practice comes from rng; its inputs stand as before."""
+    z = noised(torch.float32)
+    old, part = deepcopy(z), _calm(self_conditioning).train()
+    for seed in range(10):
+        one, two = (part.practise(lambda x, t: x / 2, z, quarter_circle, rng(seed)) for _ in "12")
+        assert _same(one, two), "two draws from the same rng differ"
+    assert torch.equal(z.x_t, old.x_t) and torch.equal(z.x0, old.x0), "it writes into its inputs"
+
+
+def check_self_conditioning_teaches_every_weight(self_conditioning: SelfConditioning) -> None:
+    """A gradient reaches every weight, also where there is no estimate yet: DDP stops without."""
+    part, z = _calm(self_conditioning), noised(torch.float32)
+    for before in (None, z.x0):
+        added = part(before, z.x_t)
+        if list(part.parameters()):
+            assert added is not None, "weights without any use"
+            _must_reach(added, part.named_parameters(), zero=True)

@@ -1,6 +1,7 @@
 """Ideal denoisers in closed form: what a sampler does with them can be checked against theory.
 
-Each is a `Denoise`, (x B L E, t) -> E[x0 | x_t = x], for a schedule that preserves variance.
+Each is a `Denoise`, (x B L E, t) -> the estimate E[x0 | x_t = x], for a schedule that preserves
+variance.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ import torch
 from torch import Tensor
 
 from cdlm.protocols import Denoise, Sampler, Schedule
-from cdlm.records import State
+from cdlm.records import Estimate, State
 from cdlm.testing.examples import quarter_circle, rng
 
 
 def gaussian(schedule: Schedule) -> Denoise:
     """For x0 ~ N(0, I): E[x0 | x_t] = alpha x_t. Every x_t is N(0, I) too."""
 
-    def denoise(x: Tensor, t: float) -> Tensor:
-        return schedule(x.new_tensor(t)).alpha * x
+    def denoise(x: Tensor, t: float) -> Estimate:
+        return Estimate(x0_hat=schedule(x.new_tensor(t)).alpha * x)
 
     return denoise
 
@@ -30,19 +31,19 @@ def points(schedule: Schedule, places: Tensor, shares: Tensor | None = None) -> 
     """
     prior = torch.zeros(len(places)) if shares is None else shares.log()
 
-    def denoise(x: Tensor, t: float) -> Tensor:
+    def denoise(x: Tensor, t: float) -> Estimate:
         level = schedule(x.new_tensor(t))
         table = places.to(x)
         distance = torch.cdist(x, level.alpha * table.expand(len(x), -1, -1)).square()
         scores = prior.to(x) - distance / (2 * level.sigma.square())
-        return scores.softmax(-1) @ table
+        return Estimate(x0_hat=scores.softmax(-1) @ table)
 
     return denoise
 
 
 def constant(x0: Tensor) -> Denoise:
     """For data that is x0 and nothing else."""
-    return lambda x, t: x0
+    return lambda x, t: Estimate(x0_hat=x0)
 
 
 def drawn(
@@ -52,10 +53,12 @@ def drawn(
     shape: tuple[int, int, int],
     schedule: Schedule = quarter_circle,
     seed: int = 0,
+    until: float = 0.0,
 ) -> Tensor:
-    """What the sampler makes of N(0, I), in float64. Shape: B L E."""
-    grid, draw = sampler.grid(steps), rng(seed)
-    state = State(x=torch.randn(shape, generator=draw, dtype=torch.float64), t=grid[0])
-    for s in grid[1:]:
+    """What the sampler makes of N(0, I) in even steps from 1 to `until`, in float64. B L E."""
+    draw = rng(seed)
+    state = State(x=torch.randn(shape, generator=draw, dtype=torch.float64), t=1.0)
+    for i in range(1, steps + 1):
+        s = until + (1 - until) * (1 - i / steps)
         state = sampler.step(state, s, denoise, schedule, draw)
     return state.x

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from cdlm.protocols import Embedding, Loss, Schedule, Target, Timesteps
-from cdlm.records import Guess
+from cdlm.protocols import Embedding, Loss, Noise, Schedule, Target, Timesteps, Variance
+from cdlm.records import Condition, Guess
 from cdlm.testing.examples import (
     DIMS,
     LENGTHS,
     SOME,
+    B,
     batch,
     gradients,
     guess,
@@ -22,6 +23,7 @@ from cdlm.testing.examples import (
     quarter_circle,
     rng,
     saying,
+    stir,
 )
 
 TIMES = torch.linspace(0, 1, 1001, dtype=torch.float64)
@@ -67,6 +69,73 @@ def check_schedule_keeps_the_type(schedule: Schedule) -> None:
     assert_close(narrow.alpha.double(), wide.alpha, rtol=0, atol=1e-4)
     assert_close(narrow.sigma.double(), wide.sigma, rtol=0, atol=1e-4)
     assert torch.equal(t, before), "it writes into t"
+
+
+# ----------------------------------------------------------------------------------------- noise
+
+
+def check_noise_is_normal(noise: Noise) -> None:
+    """Over many draws every number has mean 0 and variance 1, and no two of a caption agree."""
+    x0 = torch.zeros(4, DIMS.length, DIMS.width)
+    draw = rng()
+    drawn = torch.stack([noise(x0, draw) for _ in range(4000)])
+    assert drawn.shape[1:] == x0.shape, f"shape {tuple(drawn.shape[1:])}, not that of x0"
+    assert float(drawn.mean(0).abs().max()) < 0.08, "a mean is not 0"
+    assert float((drawn.var(0) - 1).abs().max()) < 0.12, "a variance is not 1"
+    flat = drawn[:, 0].flatten(1)
+    apart = torch.corrcoef(flat.T) - torch.eye(flat.shape[1])
+    assert float(apart.abs().max()) < 0.1, "numbers of one caption go together"
+
+
+def check_noise_repeats(noise: Noise) -> None:
+    """The same generator gives the same noise, another one another; x0 stands as before."""
+    x0 = torch.ones(B, DIMS.length, DIMS.width)
+    one, two, other = (noise(x0, rng(seed)) for seed in (5, 5, 6))
+    assert torch.equal(one, two), "the draw comes from elsewhere than rng"
+    assert not torch.equal(one, other), "the draw ignores rng"
+    assert bool((x0 == 1).all()), "it writes into x0"
+
+
+def check_noise_knows_nothing_of_the_caption(noise: Noise) -> None:
+    """Another x0 of the same shape gets the same noise."""
+    shape = (B, DIMS.length, DIMS.width)
+    one, two = noise(torch.zeros(shape), rng()), noise(torch.ones(shape), rng())
+    assert torch.equal(one, two), "the noise depends on x0"
+
+
+# -------------------------------------------------------------------------------------- variance
+
+
+def _spread(variance: Variance) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    z = noised(torch.float32)
+    if isinstance(variance, nn.Module):
+        stir(variance).eval()
+    given = (z.x0 + 0.1, z.x_t, z.t)
+    return variance(*given), given
+
+
+def check_variance_is_a_spread(variance: Variance) -> None:
+    """0 to 1, for each number or for all; nothing is written."""
+    found, (x0_hat, x_t, _) = _spread(variance)
+    assert found.shape in (x0_hat.shape, torch.Size()), f"shape {tuple(found.shape)}"
+    assert bool(((found >= 0) & (found <= 1)).all()), "outside 0 to 1"
+    z = noised(torch.float32)
+    assert torch.equal(x0_hat, z.x0 + 0.1) and torch.equal(x_t, z.x_t), "it writes into its inputs"
+
+
+def check_variance_counts_each_caption_alone(variance: Variance) -> None:
+    """A caption's spread depends neither on the rest of the batch nor on its place."""
+    found, (x0_hat, x_t, t) = _spread(variance)
+    if found.ndim:
+        assert_close(variance(x0_hat[SOME], x_t[SOME], t[SOME]), found[SOME], rtol=1e-5, atol=1e-6)
+
+
+def check_variance_learns_or_is_fixed(variance: Variance) -> None:
+    """Gradients reach every trainable weight, if it has any; else its output has none."""
+    found, _ = _spread(variance)
+    weights = list(variance.parameters()) if isinstance(variance, nn.Module) else []
+    assert found.requires_grad == bool(weights), "a gradient without weights, or the reverse"
+    assert all(g is not None for g in gradients(found, weights)), "a weight has no gradient"
 
 
 # ------------------------------------------------------------------------------------- timesteps
@@ -251,7 +320,9 @@ def _some(z: Guess) -> Guess:
     """The guess of some of its captions, in another order."""
     said = {n: getattr(z, n)[SOME] for n in ("mask", "wanted", "got", "x0_hat")}
     corrupt = {n: getattr(z.noised, n)[SOME] for n in ("x0", "eps", "x_t", "t")}
-    given = {n: getattr(z.batch, n)[SOME] for n in ("ids", "mask", "features")}
+    given = {n: getattr(z.batch, n)[SOME] for n in ("ids", "mask", "features", "text")}
     names = [z.batch.image_id[i] for i in SOME]
     batch = replace(z.batch, **given, image_id=names)
-    return replace(z, **said, noised=replace(z.noised, **corrupt), batch=batch)
+    condition = Condition(features=batch.features, keep=z.condition.keep[SOME])
+    fewer = replace(z, **said, noised=replace(z.noised, **corrupt), batch=batch)
+    return replace(fewer, condition=condition, think=lambda x_t, t: said["got"])

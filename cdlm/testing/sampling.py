@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from cdlm.protocols import Rounding, Sampler
+from cdlm.errors import CdlmError
+from cdlm.parts.tokenizers import Bpe, Words
+from cdlm.protocols import Constraint, Grid, Rounding, Sampler, Selection, Tokenizer
 from cdlm.records import State
-from cdlm.testing.examples import DIMS, SOME, B, Codes, quarter_circle, rng
+from cdlm.testing.examples import CAPTIONS, DIMS, SOME, B, Codes, quarter_circle, rng
 from cdlm.testing.oracles import constant, drawn, gaussian, points
 
 TIMES = (1.0, 0.5, 0.02)
@@ -51,19 +55,43 @@ def check_rounding_repeats_and_writes_nothing(rounding: Rounding) -> None:
     assert torch.equal(embedding.table(), table), "it writes into the embedding"
 
 
+# ------------------------------------------------------------------------------------------ grid
+
+
+def check_grid_walks_from_noise_to_text(grid: Grid) -> None:
+    """As many (t, s) as steps; t falls strictly from 1, each s < t, the last s is 0."""
+    for steps in (1, 2, 7, 50):
+        pairs = grid(steps, quarter_circle)
+        assert len(pairs) == steps, f"{len(pairs)} pairs for {steps} steps"
+        assert pairs[0][0] == 1 and pairs[-1][1] == 0, f"from {pairs[0][0]} to {pairs[-1][1]}"
+        assert all(0 <= s < t <= 1 for t, s in pairs), "a step that does not go towards text"
+        times = [t for t, _ in pairs]
+        assert all(t > later for t, later in pairwise(times)), "times do not fall"
+
+
+def check_grid_never_runs_behind(grid: Grid) -> None:
+    """No step ends at a higher noise than the next one takes it to have."""
+    for steps in (2, 7, 50):
+        ends = pairwise(grid(steps, quarter_circle))
+        assert all(s <= t + 1e-12 for (_, s), (t, _) in ends), "x is noisier than it is told to be"
+
+
+def check_grid_repeats(grid: Grid) -> None:
+    """Twice the same: plain numbers."""
+    one, two = (grid(9, quarter_circle) for _ in range(2))
+    assert one == two, "two calls differ"
+    assert all(type(time) is float for pair in one for time in pair), "not plain numbers"
+
+
 # --------------------------------------------------------------------------------------- sampler
 
 CROWD = (256, 4, 8)  # B L E: 8,192 numbers, of which a variance is known to 1.6 %
 
 
-def check_sampler_walks_from_noise_to_text(sampler: Sampler) -> None:
-    """`grid(steps)` has steps + 1 times, from 1 to 0, falling strictly; `steps` is at least 1."""
-    assert sampler.steps >= 1, f"steps = {sampler.steps}"
-    for steps in (1, 2, 7, 50):
-        grid = sampler.grid(steps)
-        assert len(grid) == steps + 1, f"{len(grid)} times for {steps} steps"
-        assert grid[0] == 1 and grid[-1] == 0, f"from {grid[0]} to {grid[-1]}, not from 1 to 0"
-        assert all(t > s for t, s in pairwise(grid)), "times do not fall"
+def check_sampler_has_steps_and_order(sampler: Sampler) -> None:
+    """`steps` is at least 1, `order` at least 0, and both are whole numbers."""
+    assert type(sampler.steps) is int and sampler.steps >= 1, f"steps = {sampler.steps}"
+    assert type(sampler.order) is int and sampler.order >= 0, f"order = {sampler.order}"
 
 
 def check_sampler_arrives_at_the_estimate(sampler: Sampler) -> None:
@@ -77,8 +105,8 @@ def check_sampler_arrives_at_the_estimate(sampler: Sampler) -> None:
 def check_sampler_keeps_the_books(sampler: Sampler) -> None:
     """The new state says its time s and its estimate; the old one stands as before."""
     x = torch.randn(4, 2, 3, generator=rng(), dtype=torch.float64)
-    before, t = x.clone(), sampler.grid(5)[0]
-    after = sampler.step(State(x=x, t=t), 0.7, gaussian(quarter_circle), quarter_circle, rng())
+    before = x.clone()
+    after = sampler.step(State(x=x, t=1.0), 0.7, gaussian(quarter_circle), quarter_circle, rng())
     assert after.t == 0.7, f"asked for s = 0.7, the state says {after.t}"
     assert after.x0_hat is not None, "the state has no x0_hat"
     assert after.x.shape == after.x0_hat.shape == x.shape
@@ -111,3 +139,104 @@ def check_sampler_ends_at_words(sampler: Sampler) -> None:
     assert float(distance.min(-1).values.max()) < 0.05, "a sample ends between the points"
     met = distance.argmin(-1).unique()
     assert len(met) == len(places), f"of {len(places)} equal points it ends at {len(met)} only"
+
+
+# ------------------------------------------------------------------------------------ constraint
+
+
+def _words() -> Tokenizer:
+    tokenizer = Words()
+    tokenizer.fit(CAPTIONS)
+    return tokenizer
+
+
+def check_constraint_says_yes_or_no_to_each_word(constraint: Constraint) -> None:
+    """-> L V, bool."""
+    tokenizer = _words()
+    allowed = constraint.allowed(tokenizer, DIMS.length)
+    wanted = (DIMS.length, len(tokenizer))
+    assert tuple(allowed.shape) == wanted, f"shape {tuple(allowed.shape)}, not L V = {wanted}"
+    assert allowed.dtype == torch.bool, f"{allowed.dtype}, not bool"
+
+
+def check_constraint_leaves_a_word_everywhere(constraint: Constraint) -> None:
+    """Every place has a word that is allowed, and something is barred."""
+    allowed = constraint.allowed(_words(), DIMS.length)
+    assert bool(allowed.any(1).all()), "a place without any word"
+    assert not bool(allowed.all()), "it bars nothing"
+
+
+def check_constraint_allows_a_caption(constraint: Constraint) -> None:
+    """Some caption that ends can be said: an end token with a word before it, all allowed."""
+    tokenizer = _words()
+    allowed = constraint.allowed(tokenizer, DIMS.length)
+    plain = allowed.clone()
+    plain[:, [tokenizer.pad, tokenizer.end]] = False
+    fits = [
+        bool(plain[:i].any(1).all()) and bool(allowed[i, tokenizer.end])
+        for i in range(1, len(allowed))
+    ]
+    assert any(fits), "no caption that ends is allowed"
+
+
+def check_constraint_reads_pieces_too(constraint: Constraint) -> None:
+    """With a tokenizer of pieces, and a longer caption, it gives L V too, or says why it can't."""
+    tokenizer = Bpe(vocabulary=30)
+    tokenizer.fit(CAPTIONS)
+    try:
+        allowed = constraint.allowed(tokenizer, 32)
+    except CdlmError:
+        return
+    assert tuple(allowed.shape) == (32, len(tokenizer)), f"shape {tuple(allowed.shape)}, not L V"
+    assert bool(allowed.any(1).all()), "a place without any word"
+
+
+def check_constraint_repeats(constraint: Constraint) -> None:
+    """Twice the same."""
+    one, two = (constraint.allowed(_words(), DIMS.length) for _ in range(2))
+    assert torch.equal(one, two), "two calls differ"
+
+
+# ------------------------------------------------------------------------------------- selection
+
+
+class _Letters:
+    """An encoder of captions by their letters, for candidates to be compared with features."""
+
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        rows = [[text.count(chr(97 + i)) for i in range(DIMS.image_width)] for text in captions]
+        return torch.tensor(rows, dtype=torch.float32)[:, None]
+
+
+def _candidates(count: int) -> tuple[list[list[str]], Tensor, Any]:
+    texts = [[CAPTIONS[(i + j) % len(CAPTIONS)] for j in range(count)] for i in range(B)]
+    features = torch.randn(B, DIMS.image_tokens, DIMS.image_width, generator=rng())
+    return texts, features, _Letters()
+
+
+def check_selection_chooses_a_candidate(selection: Selection) -> None:
+    """One position below `count` for each image; `count` is at least 1; also for empty texts."""
+    assert selection.count >= 1, f"count = {selection.count}"
+    texts, features, encoder = _candidates(selection.count)
+    texts[0] = [""] * selection.count
+    chosen = selection(texts, features, encoder)
+    assert len(chosen) == B, f"{len(chosen)} choices for {B} images"
+    assert all(type(i) is int and 0 <= i < selection.count for i in chosen), f"chosen: {chosen}"
+
+
+def check_selection_ignores_the_order(selection: Selection) -> None:
+    """The same text is chosen whatever the order of the candidates."""
+    texts, features, encoder = _candidates(selection.count)
+    turned = [row[::-1] for row in texts]
+    one, two = (selection(rows, features, encoder) for rows in (texts, turned))
+    said = [row[i] for row, i in zip(texts, one, strict=True)]
+    again = [row[i] for row, i in zip(turned, two, strict=True)]
+    assert said == again, f"{said}, but {again} in the other order"
+
+
+def check_selection_counts_each_image_alone(selection: Selection) -> None:
+    """What is chosen for an image does not depend on the others."""
+    texts, features, encoder = _candidates(selection.count)
+    chosen = selection(texts, features, encoder)
+    for i in range(B):
+        assert selection(texts[i : i + 1], features[i : i + 1], encoder) == chosen[i : i + 1]

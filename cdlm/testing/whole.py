@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from cdlm.compose import Parts
+from cdlm.compose import SINGLE, Parts
 from cdlm.data import Captions
 from cdlm.network import Network
+from cdlm.parts import grids
 from cdlm.parts.conditioning import ExtraToken, TimeAdd
 from cdlm.parts.denoisers.transformer import Transformer
 from cdlm.parts.embeddings import Learned
 from cdlm.parts.guidance import Plain
 from cdlm.parts.lengths import Generated
 from cdlm.parts.losses import Mse, Rounding
+from cdlm.parts.noise import Independent
 from cdlm.parts.rounding import Free
 from cdlm.parts.samplers import Ddim
 from cdlm.parts.schedules import Cosine
+from cdlm.parts.selections import First
+from cdlm.parts.self_conditioning import Forgetful
 from cdlm.parts.targets import X0
 from cdlm.parts.timesteps import Uniform
 from cdlm.parts.tokenizers import Words
+from cdlm.parts.variances import Fixed
 from cdlm.protocols import Conditioning, Denoiser
 from cdlm.recipe import TrainTable
 from cdlm.records import Condition
@@ -30,11 +37,7 @@ from cdlm.sample import captions, sample
 from cdlm.testing.examples import CAPTIONS, DIMS, IDS, rng
 from cdlm.train import learner, train
 
-SINGLE = (
-    "tokenizer", "length", "embedding", "schedule", "timesteps", "target", "guidance", "rounding",
-    "sampler",
-)  # fmt: skip
-KINDS = frozenset({*SINGLE, "conditioning", "denoiser", "loss"})
+KINDS = frozenset({*SINGLE, "tokenizer", "conditioning", "denoiser", "loss", "constraint"})
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class NoEncoder:
 
     def shape(self) -> tuple[int, int]:
         return DIMS.image_tokens, DIMS.image_width
+
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """Letters counted, as if that were what a caption means."""
+        counts = [[text.count(chr(97 + i)) for i in range(DIMS.image_width)] for text in captions]
+        return torch.tensor(counts, dtype=torch.float32)[:, None]
 
 
 def captioner(**others: Any) -> Parts:
@@ -56,13 +64,19 @@ def captioner(**others: Any) -> Parts:
             "length": Generated(dims=DIMS),
             "embedding": Learned(dims=DIMS),
             "schedule": Cosine(),
+            "noise": Independent(),
             "timesteps": Uniform(),
             "target": X0(),
             "network": network(),
+            "self_conditioning": Forgetful(),
             "guidance": Plain(),
+            "variance": Fixed(),
             "loss": {"mse": Mse(), "rounding": Rounding()},
             "rounding": Free(),
+            "grid": grids.Uniform(),
             "sampler": Ddim(steps=4),
+            "constraint": [],
+            "selection": First(),
         } | others
         parts["tokenizer"].fit(CAPTIONS)
     return Parts(**parts)
@@ -71,7 +85,8 @@ def captioner(**others: Any) -> Parts:
 def network(mode: Conditioning | None = None, denoiser: Denoiser | None = None) -> Network:
     """Time, one more mode (the image as extra tokens, unless given), and a denoiser."""
     modes = [TimeAdd(dims=DIMS), mode or ExtraToken(dims=DIMS)]
-    dims = replace(DIMS, seen=DIMS.length + modes[1].extra)
+    written = frozenset(modes[0].writes | modes[1].writes)
+    dims = replace(DIMS, seen=DIMS.length + modes[1].extra, written=written)
     return Network(modes, denoiser or Transformer(layers=1, heads=2, dims=dims), dims)
 
 
@@ -79,7 +94,8 @@ def data(parts: Parts) -> Captions:
     """The four captions of `examples`, each with an image of its own."""
     ids, mask = parts.tokenizer.encode(CAPTIONS, DIMS.length)
     features = torch.randn(len(IDS), DIMS.image_tokens, DIMS.image_width, generator=rng())
-    return Captions(ids, mask, torch.arange(len(IDS)), features, IDS)
+    texts = torch.randn(len(CAPTIONS), 1, DIMS.image_width, generator=rng(1))
+    return Captions(ids, mask, torch.arange(len(IDS)), features, texts=texts)
 
 
 def plan(**others: Any) -> TrainTable:
@@ -105,7 +121,7 @@ def check_captioner_works(kind: str, component: Any) -> None:
     mask = parts.length.draw(condition, rng())
     *_, last = sample(parts, condition, mask, parts.sampler.steps, rng())
     assert bool(last.x.isfinite().all()), "the sample is not finite"
-    said = captions(parts, features, rng())
+    said = [it.caption for it in captions(parts, features, rng())]
     assert [type(text) for text in said] == [str] * len(IDS), f"captions are texts, got {said}"
 
 
@@ -113,6 +129,12 @@ def _placed(kind: str, component: Any) -> dict[str, Any]:
     """The field of Parts in which a component of this kind stands."""
     if kind == "loss":
         return {"loss": {"mse": Mse(), "checked": component}}
+    if kind == "constraint":
+        return {"constraint": [component]}
+    if kind == "tokenizer":
+        component.fit(CAPTIONS)
+        dims = replace(DIMS, vocab=len(component))
+        return {"tokenizer": component, "dims": dims, "embedding": Learned(dims=dims)}
     if kind == "conditioning":
         return {"network": network(mode=component)}
     if kind == "denoiser":

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from cdlm.network import guided
+from cdlm.compose import Parts
+from cdlm.network import answer
 from cdlm.parts.guidance import Plain, Scale
 from cdlm.parts.targets import X0, Eps, V
 from cdlm.protocols import Guidance, Target
@@ -21,7 +22,14 @@ T3 = torch.tensor([0.2, 0.5, 0.9])
 def said(guidance: Guidance) -> Tensor:
     """What the tiny captioner's network says under guidance."""
     x = torch.randn(3, 6, 8, generator=rng())
-    return guided(captioner().network.eval(), guidance, x, T3, condition(), mask())
+    return answer(quiet(guidance), x, T3, condition(), mask()).said
+
+
+def quiet(guidance: Guidance) -> Parts:
+    """The tiny captioner under guidance, as it is when sampling."""
+    parts = captioner(guidance=guidance)
+    parts.modules().eval()
+    return parts
 
 
 @torch.no_grad()
@@ -45,29 +53,26 @@ def test_both_branches_are_what_two_calls_would_say() -> None:
     """A caption whose image is withheld already gets the same from both."""
     given = condition()
     given = Condition(features=given.features, keep=torch.tensor([True, False, True]))
-    x, network = torch.randn(3, 6, 8, generator=rng()), captioner().network.eval()
-    out = guided(network, Scale(scale=7.0), x, T3, given, mask())
-    assert_close(out[1], network(x, T3, given, mask())[1], rtol=1e-4, atol=1e-5)
+    x, parts = torch.randn(3, 6, 8, generator=rng()), quiet(Scale(scale=7.0))
+    out = answer(parts, x, T3, given, mask()).said
+    assert_close(out[1], parts.network(x, T3, given, mask())[1], rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
 def test_one_pass_where_one_is_enough() -> None:
     """The prediction without the image is computed only where it counts."""
-    sizes: list[int] = []
-
-    def network(x: Tensor, t: Tensor, given: Condition, seen: Tensor) -> Tensor:
-        sizes.append(len(x))
-        return x
-
-    x = torch.zeros(3, 6, 8)
+    sizes = []
     for guidance in (Plain(), Scale(scale=1.0), Scale(scale=1.5)):
-        guided(network, guidance, x, T3, condition(), mask())  # type: ignore[arg-type]
+        parts = quiet(guidance)
+        parts.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+        answer(parts, torch.zeros(3, 6, 8), T3, condition(), mask())
     assert sizes == [3, 3, 6]
 
 
 @pytest.mark.parametrize("target", [X0(), Eps(), V()], ids=["x0", "eps", "v"])
 def test_guidance_and_decoding_commute(target: Target) -> None:
     """Guiding the answers is guiding the x0 that they imply, at the same t: float64, 1e-9."""
-    z, rule = noised(), Scale(scale=2.5)
+    z, rule = noised(), Scale(scale=2.5).eval()
     with_, without = (
         torch.randn(z.x0.shape, generator=rng(seed), dtype=torch.float64) for seed in (1, 2)
     )
@@ -75,5 +80,8 @@ def test_guidance_and_decoding_commute(target: Target) -> None:
     def decode(y: Tensor) -> Tensor:
         return target.decode(y, z.x_t, z.t, quarter_circle)
 
-    first = decode(rule(with_, without, z.t, mask()))
-    assert_close(first, rule(decode(with_), decode(without), z.t, mask()), rtol=1e-9, atol=1e-9)
+    def guided(with_: Tensor, without: Tensor) -> Tensor:
+        return rule(with_, without, z.t, mask(), condition())
+
+    first = decode(guided(with_, without))
+    assert_close(first, guided(decode(with_), decode(without)), rtol=1e-9, atol=1e-9)

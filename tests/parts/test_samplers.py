@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from cdlm.parts.grids import Uniform
 from cdlm.parts.samplers import Ddim, Ddpm
 from cdlm.parts.schedules import Cosine, Linear
 from cdlm.protocols import Schedule
@@ -45,7 +46,7 @@ def test_ddpm_draws_from_the_posterior(schedule: Schedule, t: float, s: float) -
 
 def test_ddim_with_all_noise_fresh_is_ddpm() -> None:
     oracle = gaussian(quarter_circle)
-    for t, s in pairwise(Ddim().grid(20)):
+    for t, s in Uniform(td=0.0)(20, quarter_circle):
         one, two = (
             sampler.step(State(x=normal(0), t=t), s, oracle, quarter_circle, rng(4)).x
             for sampler in (Ddim(eta=1.0), Ddpm())

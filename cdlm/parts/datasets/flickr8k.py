@@ -172,9 +172,11 @@ class PhotoSplit:
     folder: Path
     dropped: list[Drop]  # lines of the caption file, whatever their image; images of this split
     truths: list[Any] = field(init=False)
+    weights: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
         self.truths = [None] * len(self.ids)
+        self.weights = [1.0] * len(self.ids)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -61,6 +61,7 @@ class ShapesSplit:
         self.truths: list[Any] = codes.scenes()
         self.ids = [f"{name}-{i:06d}" for i in range(len(self.truths))]
         draw = random.Random(f"{dataset.seed} {name}")
+        self.weights = [1.0] * len(self.ids)
         self.captions = [_captions(scene, dataset, draw) for scene in self.truths]
         self.fingerprint = _fingerprint(dataset, name)
 
