@@ -112,8 +112,6 @@ class Captioner:
         not, CdlmError for guidance of a run that was not trained for it, and for words that the
         run does not know or that leave no caption.
         """
-        if isinstance(forbid, str):
-            raise ValueError(f'forbid: expected a list of words, got "{forbid}"')
         one = isinstance(images, str | Path) or not isinstance(images, Sequence)
         many: Sequence[Picture] = [images] if one else images  # type: ignore[list-item, assignment]
         job = self._sampling(steps, sampler, guidance, _rules(template, forbid, words), sets)
@@ -201,6 +199,8 @@ def _rules(
     template: str | None, forbid: Sequence[str], words: WordCount | None
 ) -> list[dict[str, Any]]:
     """The constraints of a call, as tables of a recipe."""
+    if isinstance(forbid, str):
+        raise ValueError(f'forbid: expected a list of words, got "{forbid}"')
     rules: list[dict[str, Any]] = []
     if template is not None:
         rules.append({"use": "template", "text": template})

@@ -39,6 +39,10 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value: --set train.steps=500."),
 ]
+SamplingSets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Sample otherwise: --set rounding.below=0.5."),
+]
 Runs = Annotated[Path, typer.Option(metavar="DIR", help="The folder of all runs.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where this recipe's run stopped.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
@@ -166,24 +170,30 @@ def caption(
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps.")] = None,
     sampler: Annotated[str | None, typer.Option(metavar="NAME", help="cdlm list sampler")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale; 1: none.")] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Different captions of each image.")] = 1,
+    n: Annotated[
+        int, typer.Option("--n", min=1, help="So many different captions of each image.")
+    ] = 1,
     template: Annotated[
         str | None, typer.Option(metavar="TEXT", help='Words to keep: "a [ ] dog on [ ]".')
     ] = None,
     forbid: Annotated[
-        list[str] | None, typer.Option(metavar="WORD", help="A word that no caption may have.")
+        list[str] | None,
+        typer.Option(metavar="WORD", help="A word that no caption may have; may be repeated."),
     ] = None,
     words: Annotated[
-        str | None, typer.Option(metavar="N-M", help="Fewest and most words: 5-12, 5- or -12.")
+        str | None,
+        typer.Option(metavar="N-M", help="Fewest and most words: 5-12, 5-, -12, or 7 for just 7."),
     ] = None,
-    set_: Sets = None,
+    set_: SamplingSets = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32, help="Of all random numbers.")] = 0,
     device: Device = "auto",
 ) -> None:
     """Caption your own images.
 
     Like: cdlm caption photo.jpg --run RUN --n 3 --template "a [ ] dog on ..." --forbid grass. In a
-    template [ ] is one word to fill in, and "..." at its end lets the caption go on.
+    template [ ] is one word to fill in, and "..." at its end lets the caption go on. What is left
+    out is as in the run's recipe. With --n nothing is selected: the captions stand in the order in
+    which they were drawn.
     """
     from cdlm import progress
     from cdlm.captioner import Captioner, Options
@@ -205,7 +215,7 @@ def caption(
             )
             for path, texts in zip(paths, said, strict=True):
                 if n > 1 and len(texts) < n:
-                    log.warning("%s: found %d different captions, not %d", path, len(texts), n)
+                    log.warning("%s: only %d of %d different captions found", path, len(texts), n)
                 write(str(path), texts)
             tell("captions", start + len(paths), len(found), "")
 

@@ -47,6 +47,7 @@ class TrainTable:
     lr: Above0 = 1e-3  # the highest learning rate
     warmup: Count = 100  # steps in which it rises from 0
     decay: Literal["cosine", "linear", "constant"] = "cosine"  # how it falls after that
+    lr_end: Share = 0.0  # the share of lr that it falls to
     weight_decay: NonNegative = 0.01  # of AdamW
     clip: Above0 = 1.0  # largest norm of the gradient
     ema: Share = 0.999  # how much of the averaged weights stays at each step; 0: no average

@@ -22,12 +22,12 @@ from cdlm.checkpoint import Checkpoint
 from cdlm.compose import Parts, compose, dataset, make, metrics
 from cdlm.data import Captions
 from cdlm.errors import CdlmError, Interrupted, Mistake, RecipeError, RunError
-from cdlm.evaluate import ORACLE, SINGLE, Score, choose, evaluate, oracle, records
+from cdlm.evaluate import ORACLE, SINGLE, Score, choose, evaluate, marks, oracle, records
 from cdlm.features import features
 from cdlm.gallery import gallery
 from cdlm.places import cache_dir
 from cdlm.progress import Tell, silent
-from cdlm.protocols import Encoder, Split, Tokenizer
+from cdlm.protocols import Encoder, Metric, Split, Tokenizer
 from cdlm.recipe import Recipe
 from cdlm.records import Answers, Dims, Event, Said
 from cdlm.rundir import METRICS, SAMPLES, RunDir
@@ -375,7 +375,7 @@ def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
     judges = metrics(job.recipe)
     beside = {
         name: evaluate(judges, replace(answers, captions=texts))
-        for name, texts in _other_choices(job, said, answers).items()
+        for name, texts in _other_choices(judges, answers, said).items()
     }
     return Outcome(answers, evaluate(judges, answers), step, seconds, about, said, how, beside)
 
@@ -390,13 +390,15 @@ def _how(job: Job) -> str:
     return f"selected of {job.parts.selection.count} by {choice.use}{kind}"
 
 
-def _other_choices(job: Job, said: list[Said], answers: Answers) -> dict[str, list[str]]:
+def _other_choices(
+    judges: list[Metric], answers: Answers, said: list[Said]
+) -> dict[str, list[str]]:
     """What else could have been said of each image, where captions were selected."""
-    if job.parts.selection.count == 1:
+    if all(len(it.candidates) == 1 for it in said):
         return {}
     return {
         SINGLE: [it.candidates[0] for it in said],
-        ORACLE: oracle(said, answers.references),
+        ORACLE: oracle(judges, answers, said),
     }
 
 
@@ -410,7 +412,7 @@ def caption_features(
     """
     rng = Generator(job.device).manual_seed(seed)
     said: list[Said] = []
-    for rows in table.split(batch):
+    for rows in table.split(max(1, batch // job.parts.selection.count)):
         said += captions(job.parts, rows.to(job.device), rng)
         tell("captions", len(said), len(table), "")
     return said
@@ -451,22 +453,14 @@ def draw_gallery(job: Job, outcome: Outcome, path: Path) -> Path | None:
     except CdlmError as error:
         log.warning("no gallery: %s", error)
         return None
-    marks = _marks(job, answers)
+    verdicts = marks(metrics(job.recipe), answers)
     gallery(
         images,
         [answers.captions[i] for i in rows],
         [answers.references[i][0] for i in rows],
-        [marks[i] for i in rows],
+        [verdicts[i] for i in rows],
         path,
         job.recipe.about or job.recipe.name,
         outcome.about,
     )
     return path
-
-
-def _marks(job: Job, answers: Answers) -> list[bool | None]:
-    """Each caption's own verdict, from the first metric that gives verdicts."""
-    for metric in metrics(job.recipe):
-        if (marks := metric.marks(answers)) is not None:
-            return list(marks)
-    return [None] * len(answers.captions)

@@ -188,7 +188,8 @@ def pace(step: int, plan: TrainTable) -> float:
     if plan.decay == "constant":
         return 1.0
     done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
-    return 1 - done if plan.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+    left = 1 - done if plan.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return plan.lr_end + (1 - plan.lr_end) * left
 
 
 @torch.no_grad()

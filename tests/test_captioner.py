@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,110 @@ def test_a_run_without_guidance_that_withheld_images_can_be_guided(tiny_run: Fin
     features = torch.randn(20, *job.parts.encoder.shape(), generator=rng())
     plain = Captioner(job.sampling(["guidance={ use = 'none', drop = 0.1 }"]))
     assert plain.of_features(features, guidance=1.5) == Captioner(job).of_features(features)
+
+
+# --------------------------------------------------------------------- several captions, and words
+
+
+def test_n_gives_so_many_different_captions_in_a_list(
+    captioner: Captioner, features: Tensor, photos: list[Path]
+) -> None:
+    said = captioner.of_features(features[:5], n=3)
+    assert [len(texts) for texts in said] == [3] * 5
+    assert all(len(set(texts)) == 3 for texts in said)
+    assert said == captioner.of_features(features[:5], n=3)
+    assert said != captioner.of_features(features[:5], n=3, seed=1)
+    one = captioner(photos[0], n=2)
+    assert isinstance(one, list) and [type(text) for text in one] == [str, str]
+    assert [len(texts) for texts in captioner(photos, n=1)] == [1, 1, 1]
+    assert captioner([], n=2) == []
+
+
+def test_fewer_captions_where_there_are_no_more(captioner: Captioner, features: Tensor) -> None:
+    said = captioner.of_features(features[:2], n=3, template="a large red square")
+    assert said == [["a large red square"]] * 2
+
+
+def test_n_asks_again_only_where_captions_are_missing(
+    captioner: Captioner, features: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first image gets equal captions at first, the second one different ones."""
+    asked: list[int] = []
+    texts = [[["a", "a"], ["b", "c"]], [["a", "d"]]]
+
+    def drawn(parts: object, rows: Tensor, rng: object, count: int) -> list[list[str]]:
+        asked.append(len(rows))
+        return texts[len(asked) - 1]
+
+    monkeypatch.setattr("cdlm.captioner.candidates", drawn)
+    assert captioner.of_features(features[:2], n=2) == [["a", "d"], ["b", "c"]]
+    assert asked == [2, 1]
+
+
+def test_a_template_is_filled_in(captioner: Captioner, features: Tensor) -> None:
+    said = [text.split() for text in captioner.of_features(features, template="a [ ] star is [ ]")]
+    assert {(len(it), it[0], it[2], it[3]) for it in said} == {(5, "a", "star", "is")}
+    assert len({it[1] for it in said}) > 1
+    begun = captioner.of_features(features, template="there ...")
+    assert {text.split()[0] for text in begun} == {"there"}
+    assert len({len(text.split()) for text in begun}) > 1
+
+
+def test_words_are_forbidden_and_counted(captioner: Captioner, features: Tensor) -> None:
+    before = [text.split() for text in captioner.of_features(features)]
+    common = max(
+        {word for it in before for word in it}, key=lambda w: sum(w in it for it in before)
+    )
+    said = captioner.of_features(features, forbid=[common], words=(3, 5))
+    assert not any(common in text.split() for text in said)
+    assert {len(text.split()) for text in said} <= {3, 4, 5}
+    least = captioner.of_features(features, words=(9, None))
+    assert min(len(text.split()) for text in least) >= 9
+    most = captioner.of_features(features, words=(None, 2))
+    assert max(len(text.split()) for text in most) <= 2
+    assert captioner.of_features(features) == [" ".join(it) for it in before]
+
+
+def test_constraints_of_a_call_hold_beside_those_of_the_recipe(
+    captioner: Captioner, features: Tensor
+) -> None:
+    recipe = 'constraint=[{ use = "template", text = "a [ ] ..." }]'
+    said = captioner.of_features(features, forbid=["a"], sets=[recipe.replace('"a ', '"')])
+    assert not any("a" in text.split() for text in said)
+    with pytest.raises(CdlmError, match="no word is left for place 1 of the caption"):
+        captioner.of_features(features, forbid=["a"], sets=[recipe])
+
+
+def test_selection_counts_where_n_is_not_given(captioner: Captioner, features: Tensor) -> None:
+    sets = ["selection={ use = 'mbr', count = 4 }"]
+    assert captioner.of_features(features, sets=sets) != captioner.of_features(features)
+    assert captioner.of_features(features, n=2, sets=sets) == captioner.of_features(features, n=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"n": 0}, ValueError, "n: expected a whole number above 0, got 0"),
+        ({"forbid": "dog"}, ValueError, 'expected a list of words, got "dog"'),
+        ({"forbid": ["dog"]}, CdlmError, '"dog": not in the vocabulary of this run'),
+        ({"template": "a sqare"}, CdlmError, 'near "sqare": "square"'),
+        ({"template": " "}, CdlmError, r"has no word and no \[ \]"),
+        ({"words": (5, 3)}, CdlmError, "least = 5 and most = 3: no caption is so long"),
+        ({"words": (5, 99)}, CdlmError, r"model.length = 20\), got least = 5, most = 99"),
+        ({"template": "a star", "words": (4, None)}, CdlmError, "no word is left for place 3"),
+        ({"sets": ["train.steps=3"]}, RecipeError, "it does not say how your images are captioned"),
+    ],
+    ids=str,
+)
+def test_words_that_can_not_be_are_refused(
+    captioner: Captioner,
+    features: Tensor,
+    options: dict[str, Any],
+    error: type[Exception],
+    words: str,
+) -> None:
+    with pytest.raises(error, match=words):
+        captioner.of_features(features, **options)
 
 
 def test_unreadable_images_are_named(captioner: Captioner, photos: list[Path]) -> None:

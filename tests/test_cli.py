@@ -276,9 +276,63 @@ def test_caption_writes_a_record_for_each_image_in_order(
     assert out.read_text() == first
 
 
+def test_caption_prints_several_captions_as_asked_for(
+    cdlm: Command, photos: Path, seeing_run: Path
+) -> None:
+    argv = ("caption", photos / "c.png", photos / "a.jpg", "--run", seeing_run, "--n", 3)
+    said = cdlm(*argv, "--template", "a [ ] ...", "--forbid", "red", "--forbid", "blue")
+    assert said.code == 0, said.err
+    lines = [line.split("\t") for line in said.out.splitlines()]
+    assert [path for path, _ in lines] == [str(photos / "c.png")] * 3 + [str(photos / "a.jpg")] * 3
+    assert len({text for _, text in lines[:3]}) == 3
+    assert all(text.split()[0] == "a" for _, text in lines)
+    assert not {"red", "blue"} & {word for _, text in lines for word in text.split()}
+
+
+def test_caption_says_where_fewer_captions_were_found(
+    cdlm: Command, photos: Path, seeing_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    argv = ("caption", photos / "c.png", "--run", seeing_run, "--n", 3, "--out", out)
+    said = cdlm(*argv, "--template", "a star")
+    assert said.code == 0
+    assert "c.png: only 1 of 3 different captions found" in said.err
+    assert json.loads(out.read_text()) == {"image": str(photos / "c.png"), "captions": ["a star"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "limits"),
+    [("5-12", (5, 12)), ("5-", (5, None)), ("-12", (0, 12)), ("7", (7, 7)), (" 1-2 ", (1, 2))],
+)
+def test_limits_of_words_are_read(given: str, limits: tuple[int, int | None]) -> None:
+    assert command_line._limits(given) == limits
+
+
+def test_caption_takes_any_choice_of_sampling(
+    cdlm: Command, photos: Path, seeing_run: Path
+) -> None:
+    mbr = 'selection={ use = "mbr", count = 3 }'
+    argv = ("caption", photos / "c.png", "--run", seeing_run, "--words", "-3")
+    said = cdlm(*argv, "--set", mbr, "--set", 'rounding={ use = "clamp" }')
+    assert said.code == 0, said.err
+    (line,) = said.out.splitlines()
+    assert len(line.split("\t")[1].split()) <= 3
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (("--n", "0"), "--n"),
+        (("--template", "a [ ] sqare"), 'near "sqare": "square"'),
+        (("--template", "..."), "has no word and no [ ]"),
+        (("--forbid", "dog"), '"dog": not in the vocabulary of this run'),
+        (("--forbid", "a", "--template", "a star"), "no word is left for place 1"),
+        (("--words", "five"), '--words five: expected "5-12", "5-", "-12" or "7"'),
+        (("--words", "-"), "--words -: expected"),
+        (("--words", "9-5"), "least = 9 and most = 5: no caption is so long"),
+        (("--words", "5-99"), "captions have at most 19 tokens"),
+        (("--set", "train.steps=3"), "--set train.steps: it does not say how your images are"),
+        (("--set", "seed=3"), "allowed: guidance, variance, rounding, grid, sampler"),
         (("--sampler", "dpm"), 'did you mean "ddpm"?'),
         (("--steps", "0"), "--steps"),
         (("--guidance", "-1"), "--guidance"),
@@ -358,6 +412,34 @@ def test_eval_prints_the_table_of_what_is_set(cdlm: Command, tiny_run: Finished)
     assert ": test split, ddpm of 5 steps," in " ".join(said.out.split())
     (row,) = [line for line in said.out.splitlines() if "exact match" in line]
     assert row.split()[-1] == "5"
+
+
+def test_eval_shows_single_samples_and_the_oracle_beside_what_was_selected(
+    cdlm: Command, tiny_run: Finished
+) -> None:
+    said = cdlm("eval", tiny_run.path, "--set", 'selection={ use = "mbr", count = 4 }')
+    assert said.code == 0, said.err
+    words = " ".join(said.out.split())
+    assert "metric single sample selected oracle N" in words
+    assert "selected of 4 by mbr (bleu); oracle: chosen by the references, not a fair" in words
+    (row,) = [line.split() for line in said.out.splitlines() if "BLEU-1" in line]
+    single, selected, oracle = map(float, row[1:4])
+    assert oracle > max(single, selected)
+
+
+def test_a_run_that_selects_writes_all_of_it_down(
+    cdlm: Command, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    selection = 'selection={ use = "mbr", count = 3, by = "cider" }'
+    sets = ("--set", "train.steps=2", "--set", selection)
+    assert cdlm("run", tiny_recipe, "--runs", tmp_path / "runs", *sets).code == 0
+    folder = next((tmp_path / "runs").glob("*/*"))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["captions"] == "selected of 3 by mbr (cider)"
+    assert set(summary["scores"]) == set(summary["single_sample"]) == set(summary["oracle"])
+    for line in (folder / "samples.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert record["caption"] in record["candidates"] and len(record["candidates"]) == 3
 
 
 def test_eval_refuses_what_would_change_the_weights(cdlm: Command, tiny_run: Finished) -> None:

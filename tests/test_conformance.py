@@ -25,14 +25,28 @@ test_cosine_noisier = conformance("schedule", "cosine", noise=4.0)
 test_linear = conformance("schedule", "linear")
 test_sqrt = conformance("schedule", "sqrt")
 
+test_sigmoid = conformance("schedule", "sigmoid")
+test_discrete = conformance("schedule", "discrete")
+test_discrete_linear = conformance("schedule", "discrete", table="linear", steps=100)
+test_discrete_sqrt = conformance("schedule", "discrete", table="sqrt", steps=2000, noise=2.0)
+test_learned_schedule = conformance("schedule", "learned")
+
 test_independent = conformance("noise", "independent")
 test_shared = conformance("noise", "shared")
 
 test_uniform = conformance("timesteps", "uniform")
+test_uniform_of_steps = conformance("timesteps", "uniform", steps=100)
+test_shared_time = conformance("timesteps", "shared")
+test_stratified = conformance("timesteps", "stratified")
+FAVOURS = {"weigh_fairly": "its density is meant as a weighting"}
+test_logit_normal = conformance("timesteps", "logit_normal", waive=FAVOURS)
+test_importance = conformance("timesteps", "importance")
 
 test_x0 = conformance("target", "x0")
 test_eps = conformance("target", "eps")
 test_v = conformance("target", "v")
+test_earlier = conformance("target", "earlier")
+test_earlier_mean = conformance("target", "earlier", gap=0.1, coupling="posterior_mean")
 
 test_learned = conformance("embedding", "learned")
 test_learned_frozen = conformance("embedding", "learned", frozen=True)
@@ -42,12 +56,31 @@ test_bits = conformance("embedding", "bits")
 test_mse = conformance("loss", "mse")
 test_l1 = conformance("loss", "l1")
 test_rounding_loss = conformance("loss", "rounding")
+test_rounding_of_text = conformance("loss", "rounding", of="x0")
+test_huber = conformance("loss", "huber", delta=0.5)
+test_min_snr = conformance("loss", "min_snr")
+test_anchor = conformance("loss", "anchor")
+test_anchor_l1 = conformance("loss", "anchor", norm="l1")
+test_anchor_rounding = conformance("loss", "anchor_rounding")
+test_prior = conformance("loss", "prior")
+test_vlb = conformance("loss", "vlb", steps=100)
+SPREAD_ALONE = {"teaches": "it teaches the variance alone"}
+test_vlb_hybrid = conformance("loss", "vlb", hybrid=True, waive=SPREAD_ALONE)
 
 test_time_add = conformance("conditioning", "time_add")
 test_feature_add = conformance("conditioning", "feature_add")
 test_extra_token = conformance("conditioning", "extra_token")
 test_extra_token_plain = conformance("conditioning", "extra_token", segment=False)
 
+test_time_token = conformance("conditioning", "time_token")
+test_time_norm = conformance("conditioning", "time_norm")
+test_feature_elementwise = conformance("conditioning", "feature_elementwise")
+test_feature_norm = conformance("conditioning", "feature_norm")
+test_cross_attention = conformance("conditioning", "cross_attention")
+test_text_token = conformance("conditioning", "text_token")
+
+test_modern = conformance("denoiser", "modern", layers=2, dropout=0.1)
+test_linear_denoiser = conformance("denoiser", "linear")
 test_transformer = conformance("denoiser", "transformer", layers=2, dropout=0.1)
 test_distilbert = conformance("denoiser", "distilbert", layers=2, heads=2)
 test_distilbert_unnormed = conformance(
@@ -62,19 +95,30 @@ test_forgetful = conformance("self_conditioning", "none")
 test_last = conformance("self_conditioning", "last")
 
 test_fixed = conformance("variance", "fixed")
+test_learned_variance = conformance("variance", "learned")
 test_fixed_forward = conformance("variance", "fixed", spread=1.0)
 
 test_free = conformance("rounding", "none")
 test_clamp = conformance("rounding", "clamp")
 test_late_clamp = conformance("rounding", "clamp", below=0.3)
 test_soft = conformance("rounding", "soft")
+test_late_soft = conformance("rounding", "soft", below=0.3)
 
 test_uniform_grid = conformance("grid", "uniform")
+test_quadratic = conformance("grid", "quadratic", td=0.05)
+test_log_snr = conformance("grid", "log_snr")
 test_uniform_grid_ahead = conformance("grid", "uniform", td=0.2)
 
 test_ddim = conformance("sampler", "ddim")
 test_ddim_half_fresh = conformance("sampler", "ddim", eta=0.5)
 test_ddpm = conformance("sampler", "ddpm")
+MODES = "it seeks modes: without the noise of its own x_t it varies less than the data"
+test_renoise = conformance("sampler", "renoise", waive={"keeps_mean_and_spread": MODES})
+STANDS = {"keeps_mean_and_spread": MODES, "ends_at_words": MODES}
+test_refeed = conformance("sampler", "refeed", waive=STANDS)
+test_dpm_solver = conformance("sampler", "dpm_solver")
+test_dpm_solver_first = conformance("sampler", "dpm_solver", order=1)
+test_heun = conformance("sampler", "heun")
 
 test_template = conformance("constraint", "template", text="a [ ] dog on [ ]")
 test_template_open = conformance("constraint", "template", text="a dog ...")
@@ -99,6 +143,8 @@ test_shapes_three = conformance("dataset", "shapes", train=8, held_out=4, things
 test_shapes_clip = conformance("encoder", "open_clip", model="cdlm:shapes_clip")
 
 test_bleu = conformance("metric", "bleu")
+BATCHES = {"ignores_the_order": "its batches follow the order, as published"}
+test_batch_bleu = conformance("metric", "batch_bleu", batch=3, waive=BATCHES)
 test_rouge_l = conformance("metric", "rouge_l")
 test_cider_d = conformance("metric", "cider_d")
 test_exact_match = conformance("metric", "exact_match")

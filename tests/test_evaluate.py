@@ -11,8 +11,21 @@ import pytest
 from rich.console import Console, RenderableType
 
 from cdlm.errors import PluginError
-from cdlm.evaluate import Score, choose, evaluate, plain, records, sample_table, signature, table
-from cdlm.records import Answers
+from cdlm.evaluate import (
+    ORACLE,
+    SINGLE,
+    Score,
+    choose,
+    evaluate,
+    oracle,
+    plain,
+    records,
+    sample_table,
+    signature,
+    table,
+)  # fmt: skip
+from cdlm.parts.metrics import Bleu, ExactMatch
+from cdlm.records import Answers, Said
 
 ANSWERS = Answers(
     image_ids=["a.jpg", "b.jpg", "c.jpg"],
@@ -63,6 +76,43 @@ def test_the_table_aligns_its_numbers_and_names_the_protocol() -> None:
     assert not any("\x1b" in line for line in lines)
 
 
+def test_selected_captions_stand_between_single_samples_and_an_oracle_that_is_not_fair() -> None:
+    given = [[Score("bleu_4", value, 7)] for value in (0.1, 0.2, 0.3)]
+    beside = {SINGLE: given[0], ORACLE: given[2]}
+    lines = printed(table(given[1], "test", "selected of 5 by mbr", beside)).splitlines()
+    assert lines[2].split() == ["metric", "single", "sample", "selected", "oracle", "N"]
+    (row,) = [line for line in lines if "BLEU-4" in line]
+    assert row.split() == ["BLEU-4", "0.1000", "0.2000", "0.3000", "7"]
+    words = " ".join(" ".join(lines).split())
+    assert "selected of 5 by mbr; oracle: chosen by the references, not a fair score" in words
+    assert "oracle" not in printed(table(given[0], "test"))
+
+
+PAIR = Answers(
+    image_ids=["a", "b"],
+    captions=["", ""],
+    references=[["a dog runs on grass", "wet"], ["two cats"]],
+    truths=[None, None],
+)
+DRAWN = [Said(["a dog runs on the grass", "wet", "a dog"], 2), Said(["x", "y", "cats"], 0)]
+
+
+def test_the_oracle_takes_the_candidate_nearest_to_the_references() -> None:
+    assert oracle([Bleu()], PAIR, DRAWN) == ["wet", "cats"]
+    assert oracle([], PAIR, [Said(["x", "y"], 1), Said(["a", "two cats"], 0)]) == ["x", "two cats"]
+
+
+def test_the_oracle_takes_who_is_right_by_the_first_metric_that_gives_verdicts() -> None:
+    """A right answer that is less like the references than a wrong one."""
+
+    class LastIsRight(ExactMatch):
+        def marks(self, answers: Answers) -> list[bool]:
+            return [text in ("a dog", "cats") for text in answers.captions]
+
+    assert oracle([Bleu(), LastIsRight(), ExactMatch()], PAIR, DRAWN) == ["a dog", "cats"]
+    assert oracle([ExactMatch()], PAIR, DRAWN) == ["wet", "cats"]
+
+
 def test_the_signature_claims_only_what_was_scored() -> None:
     assert "BLEU" not in signature([Score("true_caption", 1.0, 5)])
     coco = [Score(name, 0.5, 5) for name in ("bleu_1", "bleu_4", "rouge_l")]
@@ -89,6 +139,12 @@ def test_records_keep_everything_through_json() -> None:
     assert [record["caption"] for record in got] == ANSWERS.captions
     assert [record["references"] for record in got] == ANSWERS.references
     assert [record["image_id"] for record in got] == ANSWERS.image_ids
+
+
+def test_records_keep_the_candidates_where_there_are_several() -> None:
+    first, second = records(PAIR, [DRAWN[0], Said(["x"], 0)])
+    assert first["candidates"] == DRAWN[0].candidates
+    assert "candidates" not in second
 
 
 def test_plain_text_is_one_printable_line() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlm.errors import CdlmError
-from cdlm.parts import grids
+from cdlm.parts import grids, schedules
 from cdlm.parts.conditioning import TimeAdd
 from cdlm.parts.datasets.shapes.dataset import Shapes
 from cdlm.parts.denoisers.transformer import Transformer
@@ -79,6 +79,9 @@ breaks("schedule", "takes_any_shape")(
     lambda: _levels(lambda t: quarter_circle(t.flatten()).alpha, lambda t: quarter_circle(t).sigma)
 )
 breaks("schedule", "keeps_the_type")(lambda: lambda t: quarter_circle(t.float()))
+breaks("schedule", "learns_or_is_fixed")(
+    lambda: like(schedules.Learned(), forward=lambda self, t: quarter_circle(t))
+)
 breaks("schedule", "works_in_a_captioner")(
     lambda: _levels(lambda t: t * math.nan, lambda t: t * math.nan)
 )
@@ -99,6 +102,9 @@ breaks("timesteps", "stay_inside")(
 )
 breaks("timesteps", "repeat")(lambda: _draws(lambda n, rng: (torch.rand(n), torch.ones(n))))
 breaks("timesteps", "weigh_one")(lambda: _draws(lambda n, rng: (_rand(n, rng), _rand(n, rng))))
+breaks("timesteps", "weigh_fairly")(
+    lambda: _draws(lambda n, rng: (_rand(n, rng).square(), torch.ones(n)))
+)
 breaks("timesteps", "works_in_a_captioner")(
     lambda: _draws(lambda n, rng: (_rand(n, rng), torch.full((n,), math.inf)))
 )
@@ -170,6 +176,7 @@ def _square(guess: Any) -> Tensor:
 
 breaks("loss", "is_one_number_a_caption")(lambda: _loss(lambda guess: _square(guess).mean()))
 breaks("loss", "prefers_the_truth")(lambda: _loss(lambda guess: -_square(guess)))
+breaks("loss", "is_never_negative")(lambda: _loss(lambda guess: _square(guess) - 1))
 breaks("loss", "ignores_masked_positions")(lambda: _loss(_square))
 breaks("loss", "counts_each_caption_alone")(
     lambda: _loss(lambda guess: _square(guess) * torch.arange(len(guess.got)))
@@ -313,6 +320,7 @@ breaks("sampler", "arrives_at_the_estimate")(lambda: _steps(_short))
 breaks("sampler", "keeps_the_books")(lambda: _steps(_late))
 breaks("sampler", "repeats")(lambda: _steps(_global))
 breaks("sampler", "keeps_mean_and_spread")(lambda: _steps(_noiseless))
+breaks("sampler", "converges_at_its_order")(lambda: like(Ddim(), order=2))
 breaks("sampler", "ends_at_words")(lambda: _steps(_noiseless))
 breaks("sampler", "works_in_a_captioner")(lambda: _steps(lambda self, *given: None))
 
@@ -397,6 +405,13 @@ def _at_random(table: Tensor) -> Tensor:
     return table.index_fill(1, torch.randint(3, table.shape[1], (1,)), False)
 
 
+def _padding_within(table: Tensor) -> Tensor:
+    """Padding, which nobody sees, then one word: it is the first word of the caption."""
+    table[:3] = False
+    table[[0, 1, 2], [0, 4, 1]] = True
+    return table
+
+
 breaks("constraint", "says_yes_or_no_to_each_word")(lambda: _barring(lambda table: table[0]))
 breaks("constraint", "leaves_a_word_everywhere")(lambda: _barring(lambda table: ~table))
 breaks("constraint", "allows_a_caption")(
@@ -406,6 +421,7 @@ breaks("constraint", "reads_pieces_too")(
     lambda: _barring(lambda table: table if len(table) < 32 else table[:16])
 )
 breaks("constraint", "repeats")(lambda: _barring(_at_random))
+breaks("constraint", "is_obeyed")(lambda: _barring(_padding_within))
 breaks("constraint", "works_in_a_captioner")(lambda: _barring(lambda table: table[:, :2]))
 
 

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from cdlm.compose import Parts
 from cdlm.network import Network
 from cdlm.parts.conditioning import FeatureAdd
+from cdlm.parts.constraints import Size
 from cdlm.parts.denoisers.distilbert import DistilBert
 from cdlm.parts.grids import Uniform
 from cdlm.parts.guidance import Scale
@@ -21,7 +22,7 @@ from cdlm.parts.rounding import Clamp
 from cdlm.parts.samplers import Ddim, Ddpm
 from cdlm.protocols import Conditioning, Denoiser, Schedule
 from cdlm.records import Condition, State, Stream
-from cdlm.sample import captions, sample, words
+from cdlm.sample import captions, sample, to_allowed, to_possible, words
 from cdlm.testing.examples import CAPTIONS, DIMS, LENGTHS, batch, condition, mask, rng, stir
 from cdlm.testing.whole import captioner, data, network
 
@@ -100,6 +101,25 @@ def test_captions_have_lengths_that_training_had() -> None:
     assert seen.sum(1).tolist() == [4, 4, 4]
     said = captions(parts, condition().features, rng())
     assert all(len(it.caption.split()) <= 4 for it in said)
+
+
+def test_barred_words_move_to_the_nearest_allowed_and_others_stay() -> None:
+    """Three words on a line at 0, 1 and 3; the middle one is barred from the first place."""
+    table = torch.tensor([[0.0], [1.0], [3.0]])
+    x = torch.tensor([[[1.2], [1.2]], [[2.1], [2.1]], [[-1.0], [-1.0]]])
+    barred = torch.tensor([[False, True, False], [False, False, False]])
+    moved = to_allowed(x, barred, table)
+    assert moved[..., 0].tolist() == [pytest.approx(it) for it in ([0, 1.2], [2.1, 2.1], [-1, -1])]
+    only = to_allowed(x, torch.tensor([[True, True, False], [False] * 3]), table)
+    assert only[:, 0, 0].tolist() == [3, 3, 3] and torch.equal(only[:, 1], x[:, 1])
+
+
+def test_a_length_at_which_no_caption_may_end_becomes_the_nearest_that_can() -> None:
+    """With 2 to 4 words, captions take 3 to 5 positions with their end."""
+    parts = ready(constraint=[Size(least=2, most=4)])
+    drawn = torch.arange(6) <= torch.tensor([0, 1, 2, 4, 5])[:, None]
+    assert to_possible(parts, drawn).sum(1).tolist() == [3, 3, 3, 5, 6]
+    assert to_possible(ready(), drawn) is drawn
 
 
 def test_under_clamp_every_estimate_is_a_word() -> None:

@@ -239,6 +239,8 @@ def test_pace_warms_up_and_falls() -> None:
     assert all(a > b for a, b in pairwise(falling))
     straight = TrainTable(steps=100, warmup=10, decay="linear")
     assert [pace(s, straight) for s in (10, 55, 99)] == pytest.approx([1, 0.5, 1 / 90])
+    partly = TrainTable(steps=100, warmup=0, decay="linear", lr_end=0.5)
+    assert [pace(s, partly) for s in (0, 50)] == pytest.approx([1, 0.75])
     level = TrainTable(steps=100, warmup=0, decay="constant")
     assert {pace(s, level) for s in range(100)} == {1.0}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -20,6 +20,7 @@ from cdlm.protocols import Tokenizer
 from cdlm.values import Count
 
 FREE = re.compile(r"\[\s*\]")  # a place for one word of the model's choice
+ANYTHING = "..."  # at the end of a template: the caption may go on
 SHOWN = 3  # near words in an error text
 FEW = 60  # words of a vocabulary that is shown whole where none is near
 
@@ -30,46 +31,45 @@ class Template:
 
     `[ ]` is one word of one token; a given word may be several tokens. The caption ends after the
     last word, unless the text ends with "...": then the model goes on as it likes.
-    Shapes: -> L V.   Raises ValueError for a text that gives nothing; CdlmError for words that the
-    tokenizer can't spell, naming near ones, and for a text that is longer than a caption.
+    Shapes: -> L V.   Raises ValueError for a text that gives nothing, or has "..." elsewhere;
+    CdlmError for words that the tokenizer can't spell, naming near ones, and for a text that is
+    longer than a caption.
     """
 
     text: str  # such as "a [ ] dog on [ ]", or "two dogs ..."
 
     def __post_init__(self) -> None:
-        if not self._words():
+        if not self._given():
             raise ValueError(f'text: "{self.text}" has no word and no [ ]')
+        if ANYTHING in self._given():
+            raise ValueError(f'text: "{self.text}": "{ANYTHING}" may stand at its end only')
 
-    def _words(self) -> list[str | None]:
+    def _given(self) -> list[str | None]:
         """The words in order; None for a place to fill in."""
-        apart = FREE.sub(" [] ", self.text.removesuffix("..."))
+        apart = FREE.sub(" [] ", self.text.rstrip().removesuffix(ANYTHING))
         return [None if word == "[]" else word for word in apart.split()]
 
     def allowed(self, tokenizer: Tokenizer, length: int) -> Tensor:
-        spelt = _places(tokenizer, self._words())
-        if len(spelt) >= length:
+        tokens = _tokens(tokenizer, self._given())
+        if len(tokens) >= length:
             raise CdlmError(
-                f'constraint template: "{self.text}" has {len(spelt)} tokens, and with the end of '
+                f'constraint template: "{self.text}" has {len(tokens)} tokens, and with the end of '
                 f"the caption more than model.length = {length}\n    use a shorter one"
             )
         table = torch.zeros(length, len(tokenizer), dtype=torch.bool)
-        fresh = _fresh_words(tokenizer)
-        for place, token in enumerate(spelt):
-            table[place] = fresh if token is None else torch.arange(len(tokenizer)) == token
-        table[len(spelt) :] = self._rest(tokenizer, length - len(spelt), fresh)
-        return table
-
-    def _rest(self, tokenizer: Tokenizer, places: int, fresh: Tensor) -> Tensor:
-        """What may follow: the end and padding, or anything that leaves the last word whole."""
-        if self.text.endswith("..."):
-            rest = torch.ones(places, len(tokenizer), dtype=torch.bool)
-            rest[0] = fresh | _marks(tokenizer)
-            rest[0, tokenizer.end] = True
+        for place, token in enumerate(tokens):
+            if token is None:
+                table[place] = _words(tokenizer)
+            else:
+                table[place, token] = True
+        behind = len(tokens)
+        table[behind, tokenizer.end] = True
+        if self.text.rstrip().endswith(ANYTHING):
+            table[behind] |= _words(tokenizer) | _marks(tokenizer)  # the last word stays whole
+            table[behind + 1 :] = True
         else:
-            rest = torch.zeros(places, len(tokenizer), dtype=torch.bool)
-            rest[0, tokenizer.end] = True
-            rest[1:, tokenizer.pad] = True
-        return rest
+            table[behind + 1 :, tokenizer.pad] = True
+        return table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Forbid:
     words: list[str]
 
     def __post_init__(self) -> None:
-        if not [word for word in self.words if word.strip()]:
+        if not any(word.strip() for word in self.words):
             raise ValueError(f"words: expected words to forbid, got {self.words}")
 
     def allowed(self, tokenizer: Tokenizer, length: int) -> Tensor:
@@ -99,7 +99,8 @@ class Forbid:
                 'tokenizer = { use = "words" }'
             )
         table = torch.ones(length, len(tokenizer), dtype=torch.bool)
-        table[:, sorted(set().union(*tokens.values()))] = False
+        for ids in tokens.values():
+            table[:, list(ids)] = False
         return table
 
 
@@ -141,7 +142,7 @@ class Size:
 
 
 def _texts(tokenizer: Tokenizer, times: int = 1) -> list[str]:
-    """What each token says by itself, or several times over."""
+    """What each token says by itself, or said so many times."""
     return tokenizer.decode(torch.arange(len(tokenizer))[:, None].expand(-1, times))
 
 
@@ -150,8 +151,11 @@ def _seen(tokenizer: Tokenizer) -> Tensor:
     return torch.tensor([bool(text) for text in _texts(tokenizer)])
 
 
-def _fresh_words(tokenizer: Tokenizer) -> Tensor:
-    """V bool: the tokens that are words by themselves: said twice, they are two."""
+def _words(tokenizer: Tokenizer) -> Tensor:
+    """V bool: the tokens that are words, not marks and not the rest of a word.
+
+    Said twice they are two words; the rest of a word, such as "ing", makes one: "inging".
+    """
     twice = [text.split() for text in _texts(tokenizer, times=2)]
     return torch.tensor([len(it) == 2 and bool(re.search(r"\w", it[0])) for it in twice])
 
@@ -161,19 +165,20 @@ def _marks(tokenizer: Tokenizer) -> Tensor:
     return torch.tensor([bool(re.fullmatch(r"[^\w\s\ufffd]+", it)) for it in _texts(tokenizer)])
 
 
-def _spelt(tokenizer: Tokenizer, word: str, first: bool) -> list[int]:
-    """The tokens of a word at the beginning of a caption, or after another word."""
-    alone, twice = _ids(tokenizer, word), _ids(tokenizer, f"{word} {word}")
-    follows = twice[: len(alone)] == alone
-    return alone if first or not follows else twice[len(alone) :]
-
-
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids, mask = tokenizer.encode([text], 8 * len(text) + 8)  # a letter has at most a few tokens
+    """The tokens of a text, without the end."""
+    ids, mask = tokenizer.encode([text], 8 * len(text) + 8)  # a letter has a few tokens at most
     return ids[mask].tolist()[:-1]
 
 
-def _places(tokenizer: Tokenizer, words: Sequence[str | None]) -> list[int | None]:
+def _spelt(tokenizer: Tokenizer, word: str, first: bool) -> list[int]:
+    """The tokens of a word at the beginning of a caption, or behind another word."""
+    if first:
+        return _ids(tokenizer, word)
+    return _ids(tokenizer, f"a {word}")[len(_ids(tokenizer, "a")) :]
+
+
+def _tokens(tokenizer: Tokenizer, words: Sequence[str | None]) -> list[int | None]:
     """The token of every place; None where any word may stand. Raises CdlmError."""
     _check_known(tokenizer, [word for word in words if word is not None])
     found: list[int | None] = []
@@ -183,36 +188,38 @@ def _places(tokenizer: Tokenizer, words: Sequence[str | None]) -> list[int | Non
 
 
 def _single_tokens(tokenizer: Tokenizer, word: str) -> set[int]:
-    """The tokens that are this word by themselves, in any case, wherever it stands."""
+    """The tokens that are this word by themselves, in any case, first in a caption or not."""
     cases = (word, word.lower(), word.capitalize(), word.upper())
     ways = [_spelt(tokenizer, it, first) for it in cases for first in (True, False)]
     return {way[0] for way in ways if len(way) == 1 and _says(tokenizer, way, word)}
 
 
+# ------------------------------------------------------------------------------------ known words
+
+
 def _says(tokenizer: Tokenizer, ids: list[int], word: str) -> bool:
-    """Whether these tokens give the word back, whatever its case and accents."""
-    return bool(ids) and _bare(tokenizer.decode(torch.tensor([ids]))[0]) == _bare(word)
+    """Whether these tokens give the word back, whatever its case."""
+    return _plain(tokenizer.decode(torch.tensor([ids]))[0]) == _plain(word) if ids else False
 
 
-def _bare(text: str) -> str:
-    letters = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(it for it in letters if not unicodedata.combining(it) and not it.isspace())
+def _plain(text: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _check_known(tokenizer: Tokenizer, words: Iterable[str]) -> None:
+def _check_known(tokenizer: Tokenizer, words: Sequence[str]) -> None:
     """Raises CdlmError naming the words that the tokenizer can't spell, and near ones."""
-    unknown = [it for it in dict.fromkeys(words) if not _says(tokenizer, _ids(tokenizer, it), it)]
-    if unknown:
-        known = sorted({text for text in _texts(tokenizer) if text})
-        near = {it: get_close_matches(it.lower(), known, n=SHOWN) for it in unknown}
-        hints = [f"near {_quoted([it])}: {_quoted(found)}" for it, found in near.items() if found]
-        if not hints and len(known) <= FEW:
-            hints = [f"allowed: {', '.join(known)}"]
-        raise CdlmError(
-            f"constraint: {_quoted(unknown)}: not in the vocabulary of this run"
-            + "".join(f"\n    {hint}" for hint in hints)
-        )
+    unknown = [it for it in words if not _says(tokenizer, _ids(tokenizer, it), it)]
+    if not unknown:
+        return
+    known = sorted({text for text in _texts(tokenizer) if text})
+    lines = [f"constraint: {_quoted(unknown)}: not in the vocabulary of this run"]
+    for word in unknown:
+        if near := get_close_matches(word.lower(), known, n=SHOWN):
+            lines.append(f'    near "{word}": {_quoted(near)}')
+    if len(lines) == 1 and len(known) <= FEW:
+        lines.append(f"    allowed: {', '.join(known)}")
+    raise CdlmError("\n".join(lines))
 
 
-def _quoted(words: Iterable[str]) -> str:
+def _quoted(words: Sequence[str]) -> str:
     return ", ".join(f'"{word}"' for word in words)

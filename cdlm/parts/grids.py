@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
+
 from cdlm.protocols import Schedule
-from cdlm.values import Fraction
+from cdlm.values import Fraction, Part
 
 
 def ahead(times: Sequence[float], td: float) -> list[tuple[float, float]]:
@@ -32,3 +34,52 @@ class Uniform:
 
     def __call__(self, steps: int, schedule: Schedule) -> list[tuple[float, float]]:
         return ahead([1 - i / steps for i in range(steps)] + [0.0], self.td)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadratic:
+    """Times that lie closer together the nearer they are to clean text.
+
+    t_i = (1 - i / N)^2,  i = 0..N.   Units: t in [0, 1], 0 clean.   Source: Song et al. 2021
+    (DDIM), appendix D.2, "quadratic".
+    """
+
+    td: Fraction = 0.0  # asymmetric time, in t: how far x runs ahead of what the network is told
+
+    def __call__(self, steps: int, schedule: Schedule) -> list[tuple[float, float]]:
+        return ahead([(1 - i / steps) ** 2 for i in range(steps)] + [0.0], self.td)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSnr:
+    """Times evenly spaced in the logarithm of alpha / sigma, and a last step to 0.
+
+    lambda(t_i) = lambda(1) + (lambda(clean) - lambda(1)) i / (N - 1),  i = 0..N-1;  t_N = 0.
+    Ends without any noise or signal are taken at lambda = 10 and -10. Shapes: none.
+    Units: t in [0, 1], 0 clean.   Source: Lu et al. 2022 (DPM-Solver), section 4.1, with its
+    end at t = 0.001.
+    """
+
+    td: Fraction = 0.0  # asymmetric time, in t: how far x runs ahead of what the network is told
+    clean: Part = 1e-3  # the last time but 0
+
+    def __call__(self, steps: int, schedule: Schedule) -> list[tuple[float, float]]:
+        first, last = (_half_log_snr(schedule, t) for t in (1.0, self.clean))
+        inner = (first + (last - first) * i / max(1, steps - 1) for i in range(1, steps))
+        return ahead([1.0, *(_time_of(schedule, ratio) for ratio in inner), 0.0], self.td)
+
+
+def _half_log_snr(schedule: Schedule, t: float) -> float:
+    """log(alpha / sigma) at t, within -10 and 10."""
+    level = schedule(torch.tensor(t, dtype=torch.float64))
+    return float((level.alpha / level.sigma).log().clamp(-10, 10))
+
+
+def _time_of(schedule: Schedule, ratio: float) -> float:
+    """The t at which log(alpha / sigma) is this, by bisection: it falls with t."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = _half_log_snr(schedule, middle) > ratio
+        low, high = (middle, high) if above else (low, middle)
+    return high

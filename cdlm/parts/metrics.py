@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from cdlm.errors import DataError
 from cdlm.records import Answers
+from cdlm.values import Positive
 
 # ---------------------------------------------------------------------------------------- tokens
 
@@ -151,6 +152,41 @@ class Bleu:
             scorer += (caption, references)
         corpus, _ = scorer.compute_score(option="closest", verbose=0)
         return {f"bleu_{n}": float(score) for n, score in enumerate(corpus, start=1)}
+
+    def marks(self, answers: Answers) -> None:
+        """It gives no verdict on a single caption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchBleu:
+    """BLEU-4 as CLIP-Diffusion-LM computed it; only for standing beside its figures.
+
+    Mean over batches of the corpus BLEU of each, in the order of the split; captions and references
+    stand between [CLS] and [SEP], which count as words, and captions are filled up with [PAD] to
+    `length`. It is neither corpus BLEU nor a mean over images, and its batches change with the
+    order: use `bleu` for anything else.
+    Units: batch_bleu_4, 0 to 1; higher is better.   Source: the released code of Xu 2022
+    (CLIP-Diffusion-LM).   Raises DataError without references.
+    """
+
+    needs: ClassVar[set[str]] = set()
+
+    batch: Positive = 8  # images in a batch
+    length: Positive = 16  # tokens of a caption, marks and padding included
+
+    def __call__(self, answers: Answers) -> dict[str, float]:
+        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+        pairs, scores = _pairs(answers), []
+        for start in range(0, len(pairs), self.batch):
+            scorer = BleuScorer(n=4)
+            for caption, references in pairs[start : start + self.batch]:
+                said = f"[CLS] {caption} [SEP]".split()
+                said += ["[PAD]"] * (self.length - len(said))
+                scorer += (" ".join(said), [f"[CLS] {text} [SEP]" for text in references])
+            corpus, _ = scorer.compute_score(option="closest", verbose=0)
+            scores.append(float(corpus[3]))
+        return {"batch_bleu_4": sum(scores) / len(scores)}
 
     def marks(self, answers: Answers) -> None:
         """It gives no verdict on a single caption."""

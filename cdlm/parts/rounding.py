@@ -27,7 +27,7 @@ class Clamp:
     Source: Li et al. 2022 (Diffusion-LM), section 4.3, the clamping trick.
     """
 
-    below: Fraction = 1.0  # only at times up to this; 1 clamps at every step
+    below: Fraction = 1.0  # only at times up to this; 1: at every step
 
     def __call__(self, x0_hat: Tensor, t: float, embedding: Embedding) -> Tensor:
         if t > self.below:
@@ -45,5 +45,9 @@ class Soft:
     Source: Dieleman et al. 2022 (CDCD), section 3.1, score interpolation.
     """
 
+    below: Fraction = 1.0  # only at times up to this; 1: at every step
+
     def __call__(self, x0_hat: Tensor, t: float, embedding: Embedding) -> Tensor:
+        if t > self.below:
+            return x0_hat
         return embedding.logits(x0_hat).softmax(-1) @ embedding.table()

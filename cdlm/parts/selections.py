@@ -41,8 +41,7 @@ class Mbr:
     argmax_i mean_{j != i} utility(candidate_i, candidate_j), utility = sentence BLEU-4 or CIDEr-D.
     BLEU counts one more hit and try for each n above 1, or short captions would all score 0.
     CIDEr-D takes every n-gram for equally rare: an image's few candidates don't tell which are, and
-    other images must not change its caption. Equal utilities: the text
-    that is last in the alphabet.
+    other images must not change its caption. Among equals the text that is last in the alphabet.
     Shapes: -> B positions.   Source: Kumar & Byrne 2004; for text diffusion, Gong et al. 2023
     (DiffuSeq). The smoothed BLEU: Lin & Och 2004.
     """
@@ -67,10 +66,9 @@ class Similarity:
     argmax_i cos(encoder.texts(candidate_i), f), f the first of the image's N tokens, which is its
     pooled feature. With a CLIP encoder this is choosing by CLIP similarity, as is often done; the
     same model then feeds and judges the captions, so don't report its score as a metric beside it.
-    Equal similarities: the text
-    that is last in the alphabet.
-    Shapes: features B N C -> B positions.   Source: Hessel et al. 2021 (CLIPScore), whose
-    score this ranks by. Raises CdlmError where the encoder has no text tower.
+    Among equals the text that is last in the alphabet.
+    Shapes: features B N C -> B positions.   Source: Hessel et al. 2021 (CLIPScore), whose score
+    this ranks by.   Raises CdlmError where the encoder has no text tower.
     """
 
     needs: ClassVar[set[str]] = {"texts"}

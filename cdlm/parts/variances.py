@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from cdlm.values import Fraction
+from cdlm.records import Dims
+from cdlm.values import Fraction, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,3 +24,26 @@ class Fixed:
 
     def __call__(self, x0_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return x_t.new_tensor(self.spread)
+
+
+class Learned(nn.Module):
+    """A small network says it for every number, from the estimate, the state and the time.
+
+    spread = sigmoid(MLP([x0_hat, x_t, t])),  position by position; 1/2 at first.
+    What it is told passes no gradient back, so that only the bound teaches it: it needs `vlb`.
+    Shapes: B L E, B L E, t B -> B L E.   Source: Nichol & Dhariwal 2021, eq. 15 (there the network
+    itself says v).
+    """
+
+    needs: ClassVar[set[str]] = {"vlb"}
+
+    def __init__(self, *, inner: Positive = 64, dims: Dims):  # width of its hidden layer
+        super().__init__()
+        last = nn.Linear(inner, dims.width)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(2 * dims.width + 1, inner), nn.SiLU(), last)
+
+    def forward(self, x0_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        time = t[:, None, None].expand(*x_t.shape[:2], 1)
+        return torch.sigmoid(self.mlp(torch.cat([x0_hat, x_t, time], -1)))

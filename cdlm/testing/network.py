@@ -119,10 +119,12 @@ def check_conditioning_counts_each_caption_alone(conditioning: Conditioning) -> 
     mode, rest = _calm(conditioning), slice(1, None)
     (a, given), (b, other) = ((_blank(seed), condition(seed=seed)) for seed in (1, 2))
     mixed = replace(a, h=torch.cat([b.h[:1], a.h[1:]]), t=torch.cat([a.t[:1] / 2, a.t[1:]]))
+    assert given.text is not None and other.text is not None
     features = torch.cat([other.features[:1], given.features[1:]])
+    text = torch.cat([other.text[:1], given.text[1:]])
     keep = torch.tensor([False, *[True] * (B - 1)])
     one = _tensors(mode(a, given))
-    two = _tensors(mode(mixed, Condition(features=features, keep=keep)))
+    two = _tensors(mode(mixed, Condition(features=features, keep=keep, text=text)))
     for name, value in one.items():
         changed = two[name]
         if value is not None and changed is not None:

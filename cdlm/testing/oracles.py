@@ -14,11 +14,17 @@ from cdlm.records import Estimate, State
 from cdlm.testing.examples import quarter_circle, rng
 
 
-def gaussian(schedule: Schedule) -> Denoise:
-    """For x0 ~ N(0, I): E[x0 | x_t] = alpha x_t. Every x_t is N(0, I) too."""
+def gaussian(schedule: Schedule, std: float = 1.0) -> Denoise:
+    """For x0 ~ N(0, std^2 I): E[x0 | x_t] = alpha std^2 x_t / (alpha^2 std^2 + sigma^2).
+
+    At std 1 every x_t is N(0, I) too. Without fresh noise, x_s follows x_t's share of its spread:
+    x_s / x_t = sqrt(alpha_s^2 std^2 + sigma_s^2) / sqrt(alpha_t^2 std^2 + sigma_t^2).
+    """
 
     def denoise(x: Tensor, t: float) -> Estimate:
-        return Estimate(x0_hat=schedule(x.new_tensor(t)).alpha * x)
+        level, data = schedule(x.new_tensor(t)), std**2
+        share = level.alpha * data / (level.alpha.square() * data + level.sigma.square())
+        return Estimate(x0_hat=share * x)
 
     return denoise
 

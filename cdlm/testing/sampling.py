@@ -1,8 +1,10 @@
-"""Laws of the way back: rounding and sampler."""
+"""Laws of the way back: rounding, grid, sampler, constraint, selection."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -12,10 +14,21 @@ from torch.testing import assert_close
 
 from cdlm.errors import CdlmError
 from cdlm.parts.tokenizers import Bpe, Words
-from cdlm.protocols import Constraint, Grid, Rounding, Sampler, Selection, Tokenizer
+from cdlm.protocols import (
+    Constraint,
+    Denoise,
+    Grid,
+    Rounding,
+    Sampler,
+    Schedule,
+    Selection,
+    Tokenizer,
+)
 from cdlm.records import State
+from cdlm.sample import captions
 from cdlm.testing.examples import CAPTIONS, DIMS, SOME, B, Codes, quarter_circle, rng
 from cdlm.testing.oracles import constant, drawn, gaussian, points
+from cdlm.testing.whole import captioner
 
 TIMES = (1.0, 0.5, 0.02)
 
@@ -131,6 +144,42 @@ def check_sampler_keeps_mean_and_spread(sampler: Sampler) -> None:
     assert abs(float(x.var()) - 1) < 0.06, f"variance {float(x.var()):.3f}, not 1"
 
 
+def check_sampler_converges_at_its_order(sampler: Sampler) -> None:
+    """With the ideal denoiser of N(0, I / 4), twice the steps divide the error by 2^order.
+
+    From t = 1 to 0.1, against the closed form. Of samplers that draw nothing, and of order 0 none.
+    """
+    shape, oracle, until = (1, 1, 8), gaussian(quarter_circle, 0.5), 0.1
+    if sampler.order == 0 or not torch.equal(
+        drawn(sampler, oracle, 4, shape, until=until),
+        drawn(_Reseeded(sampler), oracle, 4, shape, until=until),
+    ):
+        return
+    level = quarter_circle(torch.tensor(until, dtype=torch.float64))
+    exact = (level.alpha.square() / 4 + level.sigma.square()).sqrt() * torch.randn(
+        shape, generator=rng(), dtype=torch.float64
+    )
+    errors = [
+        float((drawn(sampler, oracle, steps, shape, until=until) - exact).abs().max())
+        for steps in (40, 80, 160)
+    ]
+    for rough, fine in pairwise(errors):
+        found = math.log2(rough / fine)
+        assert abs(found - sampler.order) < 0.3, f"it converges at order {found:.2f}"
+
+
+@dataclass
+class _Reseeded:
+    """A sampler that gets other random numbers."""
+
+    sampler: Sampler
+    steps: int = 1
+    order: int = 0
+
+    def step(self, state: State, s: float, denoise: Denoise, schedule: Schedule, _: Any) -> State:
+        return self.sampler.step(state, s, denoise, schedule, rng(99))
+
+
 def check_sampler_ends_at_words(sampler: Sampler) -> None:
     """With the ideal denoiser of six points, every sample ends at one, and all are met."""
     places = torch.nn.functional.one_hot(torch.arange(6)).double() * 4
@@ -195,6 +244,17 @@ def check_constraint_repeats(constraint: Constraint) -> None:
     """Twice the same."""
     one, two = (constraint.allowed(_words(), DIMS.length) for _ in range(2))
     assert torch.equal(one, two), "two calls differ"
+
+
+def check_constraint_is_obeyed(constraint: Constraint) -> None:
+    """Captions sampled under it, read back as a person has them, have allowed words only."""
+    parts = captioner(constraint=[constraint])
+    shape = (40, DIMS.image_tokens, DIMS.image_width)
+    said = [it.caption for it in captions(parts, torch.randn(shape, generator=rng()), rng())]
+    ids, mask = parts.tokenizer.encode(said, DIMS.length)
+    allowed = constraint.allowed(parts.tokenizer, DIMS.length)
+    for text, row, seen in zip(said, ids, mask, strict=True):
+        assert bool((allowed.gather(1, row[:, None])[:, 0] | ~seen).all()), f'"{text}" is sampled'
 
 
 # ------------------------------------------------------------------------------------- selection

@@ -14,7 +14,8 @@ from cdlm.compose import SINGLE, Parts
 from cdlm.data import Captions
 from cdlm.network import Network
 from cdlm.parts import grids
-from cdlm.parts.conditioning import ExtraToken, TimeAdd
+from cdlm.parts.conditioning import CrossAttention, ExtraToken, TimeAdd, TimeNorm
+from cdlm.parts.denoisers.modern import Modern
 from cdlm.parts.denoisers.transformer import Transformer
 from cdlm.parts.embeddings import Learned
 from cdlm.parts.guidance import Plain
@@ -83,11 +84,18 @@ def captioner(**others: Any) -> Parts:
 
 
 def network(mode: Conditioning | None = None, denoiser: Denoiser | None = None) -> Network:
-    """Time, one more mode (the image as extra tokens, unless given), and a denoiser."""
-    modes = [TimeAdd(dims=DIMS), mode or ExtraToken(dims=DIMS)]
-    written = frozenset(modes[0].writes | modes[1].writes)
+    """Time, one more mode (the image as extra tokens, unless given), and a denoiser.
+
+    A denoiser that reads more than tokens gets it; a mode that writes more is read.
+    """
+    modes: list[Conditioning] = [TimeAdd(dims=DIMS), mode or ExtraToken(dims=DIMS)]
+    reads = denoiser.reads if denoiser else set()
+    modes += [TimeNorm(dims=DIMS)] if "time" in reads else []
+    modes += [CrossAttention(dims=DIMS)] if "context" in reads else []
+    written = frozenset[str]().union(*(it.writes for it in modes))
     dims = replace(DIMS, seen=DIMS.length + modes[1].extra, written=written)
-    return Network(modes, denoiser or Transformer(layers=1, heads=2, dims=dims), dims)
+    reader = Transformer if written == {"tokens"} else Modern
+    return Network(modes, denoiser or reader(layers=1, heads=2, dims=dims), dims)
 
 
 def data(parts: Parts) -> Captions:

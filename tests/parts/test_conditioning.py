@@ -7,7 +7,18 @@ from dataclasses import replace
 import torch
 from torch.testing import assert_close
 
-from cdlm.parts.conditioning import ExtraToken, FeatureAdd, ImageTokens, TimeAdd
+from cdlm.parts.conditioning import (
+    CrossAttention,
+    ExtraToken,
+    FeatureAdd,
+    FeatureElementwise,
+    FeatureNorm,
+    ImageTokens,
+    TextToken,
+    TimeAdd,
+    TimeNorm,
+    TimeToken,
+)
 from cdlm.records import Stream
 from cdlm.testing.examples import DIMS, B, condition, stir, stream
 
@@ -73,3 +84,48 @@ def test_a_withheld_image_is_a_vector_that_is_learned() -> None:
     stir(mode)
     out = mode(blank(), condition(keep=False)).h[:, DIMS.length :]
     assert_close(out, mode.image.withheld.detach().expand_as(out))
+
+
+def test_the_time_token_stands_alone_behind_the_rest() -> None:
+    after = TimeToken(dims=DIMS)(blank(), condition())
+    assert torch.equal(after.h[:, :-1], blank().h) and bool(after.mask[:, -1].all())
+    assert float(torch.pdist(after.h[:, -1].detach()).min()) > 1e-3
+
+
+def test_vectors_for_the_norms_add_up() -> None:
+    """Time and image in one chain: adaLN of both."""
+    time, image = TimeNorm(dims=DIMS), FeatureNorm(dims=DIMS)
+    one, two = (mode(blank(), condition()).time for mode in (time, image))
+    both = image(time(blank(), condition()), condition()).time
+    assert one is not None and two is not None and both is not None
+    assert_close(both, one + two)
+
+
+def test_contexts_stand_behind_each_other() -> None:
+    mode = CrossAttention(dims=DIMS)
+    once = mode(blank(), condition())
+    twice = mode(once, condition()).context
+    assert once.context is not None and twice is not None
+    assert_close(twice, torch.cat([once.context] * 2, 1))
+
+
+def test_elementwise_gives_each_position_its_own_and_leaves_extra_tokens_alone() -> None:
+    mode, before = FeatureElementwise(dims=DIMS), replace(stream(1, 1), time=None, context=None)
+    added = (mode(before, condition()).h - before.h).detach()
+    assert not bool(added[:, [0, -1]].any())
+    assert float(torch.pdist(added[0, 1:-1]).min()) > 1e-3
+
+
+def test_the_caption_s_text_is_dropped_in_training_and_hidden_when_sampling() -> None:
+    hidden, image = (TextToken(sampling=it, dims=DIMS) for it in ("hidden", "image"))
+    without = replace(condition(), text=None)
+    assert not bool(hidden.eval()(blank(), without).mask[:, -1].any())
+    stands = image.eval()(blank(), without)
+    as_text = image(blank(), replace(condition(), text=condition().features[:, :1]))
+    assert bool(stands.mask[:, -1].all()) and torch.equal(stands.h, as_text.h)
+    seen = torch.stack(
+        [hidden.train()(blank(), condition()).mask[:, -1] for _ in range(200)]
+    ).float()
+    assert 0.4 < float(seen.mean()) < 0.6
+    always = TextToken(drop=0.0, dims=DIMS).train()
+    assert bool(always(blank(), condition()).mask[:, -1].all())

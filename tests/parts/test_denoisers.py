@@ -12,6 +12,8 @@ from transformers import DistilBertConfig, DistilBertModel
 
 from cdlm.errors import CdlmError
 from cdlm.parts.denoisers.distilbert import DistilBert
+from cdlm.parts.denoisers.linear import Linear
+from cdlm.parts.denoisers.modern import Modern
 from cdlm.parts.denoisers.transformer import Transformer
 from cdlm.testing.examples import DIMS, stir, stream
 
@@ -31,7 +33,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", [Transformer, DistilBert])
+@pytest.mark.parametrize("kind", [Transformer, DistilBert, Modern])
 def test_heads_must_share_the_width(kind: type) -> None:
     with pytest.raises(CdlmError, match=r"5 heads can't share model.hidden = 16") as caught:
         kind(heads=5, dims=DIMS)
@@ -97,3 +99,48 @@ def test_a_folder_that_is_not_there_is_not_looked_up_on_the_hub(tmp_path: Path) 
 def test_no_word_embeddings_are_left_that_nothing_would_train() -> None:
     names = [name for name, _ in DistilBert(layers=1, heads=2, dims=DIMS).named_parameters()]
     assert not [name for name in names if "word_embeddings" in name]
+
+
+def test_rotary_positions_need_even_heads() -> None:
+    with pytest.raises(CdlmError, match="16 heads of 1 numbers"):
+        Modern(heads=16, dims=DIMS)
+
+
+def only(*written: str) -> Modern:
+    torch.manual_seed(0)
+    return Modern(layers=2, heads=2, dims=replace(DIMS, written=frozenset(written))).eval()
+
+
+def test_a_fresh_adaptive_network_passes_its_input_on() -> None:
+    """adaLN-zero: every gate is 0 at first, and the last norm is plain."""
+    out = only("tokens", "time")(STREAM)
+    assert_close(out, torch.nn.functional.rms_norm(STREAM.h, (DIMS.hidden,)))
+
+
+def test_what_nobody_writes_costs_no_weights() -> None:
+    def size(*written: str) -> int:
+        return sum(p.numel() for p in only(*written).parameters())
+
+    assert size("tokens") < size("tokens", "context") < size("tokens", "context", "time")
+    bare = replace(STREAM, time=None, context=None)
+    assert_close(only("tokens")(bare), only("tokens")(STREAM))
+
+
+def test_positions_count_only_by_their_distance() -> None:
+    """Rotary: a sequence moved by one place says the same, the place before it unseen."""
+    model, seen = only("tokens"), torch.ones_like(STREAM.mask)
+    said = model(replace(STREAM, mask=seen.index_fill(1, torch.tensor([DIMS.seen - 1]), False)))
+    moved = replace(
+        STREAM, h=STREAM.h.roll(1, 1), mask=seen.index_fill(1, torch.tensor([0]), False)
+    )
+    assert_close(model(moved)[:, 1:], said[:, :-1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_linear_one_hears_no_other_position() -> None:
+    model = Linear(dims=DIMS)
+    other = STREAM.h.clone()
+    other[:, 1:] += 1
+    said = model(replace(STREAM, h=other))
+    assert torch.equal(said[:, 0], model(STREAM)[:, 0])
+    doubled = model(replace(STREAM, h=2 * STREAM.h))
+    assert_close(doubled - model.map.bias, 2 * (model(STREAM) - model.map.bias))

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
+import pytest
 import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from cdlm.parts.losses import L1, Mse, Rounding
-from cdlm.records import Guess
-from cdlm.testing.examples import DIMS, LENGTHS, guess, saying
+from cdlm.parts.losses import (
+    L1,
+    Anchor,
+    AnchorRounding,
+    Huber,
+    MinSnr,
+    Mse,
+    Prior,
+    Rounding,
+    Vlb,
+    step_kl,
+)
+from cdlm.parts.targets import Eps, V
+from cdlm.records import Guess, Level
+from cdlm.testing.examples import DIMS, LENGTHS, guess, noised, quarter_circle, rng, saying
 
 Z = guess()
 
@@ -54,3 +70,143 @@ def test_rounding_looks_at_x0_and_the_others_at_the_answer() -> None:
     assert torch.equal(Mse()(other_x0), Mse()(Z)) and torch.equal(L1()(other_x0), L1()(Z))
     assert torch.equal(Rounding()(other_answer), Rounding()(Z))
     assert not torch.equal(Rounding()(other_x0), Rounding()(Z))
+
+
+def test_huber_is_square_inside_and_straight_outside() -> None:
+    assert_close(Huber(delta=1.0)(off_by(0.5)), torch.full((3,), 0.125))
+    assert_close(Huber(delta=0.2)(off_by(-3.0)), torch.full((3,), 0.2 * (3 - 0.1)))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 5.0, 1e9])
+def test_min_snr_weighs_the_errors_of_all_targets_alike(gamma: float) -> None:
+    """min(SNR, gamma) of x0, / SNR of eps, / (SNR + 1) of v: Hang et al. 2023, section 3.4."""
+    z, said = noised(), torch.randn(49, DIMS.length, DIMS.width, generator=rng(3)).double()
+    base = replace(Z, noised=z, mask=torch.ones(49, DIMS.length, dtype=torch.bool))
+    level = quarter_circle(z.t)
+    snr = (level.alpha / level.sigma).square()
+    for target, share in ((Eps(), snr), (V(), snr + 1)):
+        x0_hat = target.decode(said, z.x_t, z.t, quarter_circle)
+        error = (said - target.encode(z, quarter_circle)).square().mean((1, 2))
+        got = MinSnr(gamma=gamma)(replace(base, x0_hat=x0_hat))
+        assert_close(got, snr.clamp(max=gamma) / share * error)
+
+
+def test_rounding_of_x0_looks_at_the_embedding_alone() -> None:
+    assert torch.equal(Rounding(of="x0")(off_by(3.0)), Rounding(of="x0")(Z))
+    at_home = saying(Z, Z.noised.x0)
+    assert_close(Rounding(of="x0")(Z), Rounding()(at_home))
+
+
+def test_anchors_ask_the_network_at_the_first_step() -> None:
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def think(x_t: Tensor, t: Tensor) -> Tensor:
+        asked.append((x_t, t))
+        return Z.noised.x0 + 0.5
+
+    z = replace(Z, think=think)
+    assert_close(Anchor(t=0.01)(z), torch.full((3,), 0.25))
+    assert_close(Anchor(norm="l1")(z), torch.full((3,), 0.5))
+    assert_close(AnchorRounding()(z), Rounding()(saying(z, Z.noised.x0 + 0.5)))
+    level = quarter_circle(torch.tensor(0.01))
+    assert_close(asked[0][0], level.alpha * Z.noised.x0 + level.sigma * Z.noised.eps)
+    assert torch.equal(asked[0][1], torch.full((3,), 0.01))
+
+
+# ------------------------------------------------------------------------- the variational bound
+
+
+def level(t: float) -> Level:
+    return quarter_circle(torch.tensor(t, dtype=torch.float64))
+
+
+def step_back(x0: Tensor, x_t: Tensor, now: Level, then: Level, spread: float) -> Normal:
+    """Ho et al. 2020, eq. 7, and its variance moved towards that of the forward step."""
+    a_t, a_s = now.alpha.square(), then.alpha.square()
+    mean = (
+        a_s.sqrt() * (1 - a_t / a_s) / (1 - a_t) * x0
+        + (a_t / a_s).sqrt() * (1 - a_s) / (1 - a_t) * x_t
+    )
+    beta = 1 - a_t / a_s
+    variance = ((1 - a_s) / (1 - a_t) * beta) ** (1 - spread) * beta**spread
+    return Normal(mean, variance.sqrt().expand_as(mean))
+
+
+X0, X0_HAT, X_T = (torch.randn(5, 4, 3, generator=rng(i), dtype=torch.float64) for i in range(3))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(("t", "s"), [(0.9, 0.8), (0.3, 0.299), (0.02, 0.01)])
+def test_a_step_s_kl_is_that_of_two_gaussians(t: float, s: float, spread: float) -> None:
+    """Against torch's closed form, and a Monte-Carlo estimate of 200,000 draws."""
+    now, then = level(t), level(s)
+    q = step_back(X0, X_T, now, then, 0.0)
+    p = step_back(X0_HAT, X_T, now, then, spread)
+    got = step_kl(X0, X0_HAT, X_T, now, then, torch.tensor(spread, dtype=torch.float64))
+    assert_close(got, kl_divergence(q, p), rtol=1e-6, atol=1e-9)
+    assert bool((got >= 0).all())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = q.sample((200_000,))[:, 0, 0, 0]
+    one = [Normal(it.loc[0, 0, 0], it.scale[0, 0, 0]) for it in (q, p)]
+    gain = one[0].log_prob(draws) - one[1].log_prob(draws)
+    error = float(gain.std()) / 200_000**0.5
+    assert float(gain.mean()) == pytest.approx(float(got[0, 0, 0]), abs=5 * error + 1e-9)
+
+
+def test_at_fixed_variance_it_is_half_the_fall_of_snr_times_the_error() -> None:
+    now, then = level(0.5), level(0.4)
+    fall = (then.alpha / then.sigma).square() - (now.alpha / now.sigma).square()
+    got = step_kl(X0, X0_HAT, X_T, now, then, torch.tensor(0.0).double())
+    assert_close(got, fall / 2 * (X0 - X0_HAT).square())
+
+
+@pytest.mark.parametrize("steps", [10, 100, 1000])
+def test_the_terms_sum_to_the_bound(steps: int) -> None:
+    """For x0 ~ N(0, 1) the ideal network says alpha x_t, off by sigma^2 in the mean square, and
+    spread 1 is the true way back: then the bound is exact, and is the entropy of x0.
+    Prior -log sigma_T^2 / 2, entropy of x0 given x_1 log(2 pi e sigma_1^2) / 2, and the steps."""
+    times = [1 / steps + i * (0.9 - 1 / steps) / (steps - 1) for i in range(steps)]  # t_1 to t_T
+    levels = [level(t) for t in times]
+    one = torch.ones((), dtype=torch.float64)
+    terms = [step_kl(now.sigma, 0 * one, one, now, then, one) for then, now in pairwise(levels)]
+    assert min(map(float, terms)) >= 0
+    prior = -levels[-1].sigma.square().log() / 2
+    decoder = (2 * math.pi * math.e * levels[0].sigma.square()).log() / 2
+    assert float(sum(terms) + prior + decoder) == pytest.approx(
+        math.log(2 * math.pi * math.e) / 2, abs=1e-9
+    )
+
+
+def test_vlb_is_one_term_times_their_number_or_the_words() -> None:
+    z = replace(Z, noised=replace(Z.noised, t=torch.tensor([0.5, 0.01, 0.9])))
+    got, words = Vlb(steps=100)(z), Rounding()(z)
+    assert_close(got[1], 100 * words[1])
+    now, then = (quarter_circle(torch.tensor(t)) for t in (0.5, 0.49))
+    fall = (then.alpha / then.sigma).square() - (now.alpha / now.sigma).square()
+    error = (Z.x0_hat[0] - Z.noised.x0[0]).square().sum(-1)[: LENGTHS[0]].mean()
+    assert_close(got[0], 100 * fall / 2 * error, rtol=1e-3, atol=0)
+
+
+def test_hybrid_teaches_the_variance_alone() -> None:
+    spread = torch.full_like(Z.got, 0.5).requires_grad_()
+    said = Z.got.clone().requires_grad_()
+    z = replace(saying(Z, said), spread=spread)
+    for hybrid, expected in ((True, False), (False, True)):
+        found = torch.autograd.grad(
+            Vlb(steps=50, hybrid=hybrid)(z).sum(), [spread, said], allow_unused=True
+        )
+        assert found[0] is not None and bool(found[0].any())
+        assert (found[1] is not None) == expected
+
+
+def test_prior_is_the_kl_to_pure_noise() -> None:
+    def floor(t: Tensor) -> Level:
+        return Level(torch.full_like(t, 0.6), torch.full_like(t, 0.8))
+
+    got = Prior()(replace(Z, schedule=floor))
+    q, p = Normal(0.6 * Z.noised.x0, 0.8), Normal(0.0, 1.0)
+    nats = kl_divergence(q, p).sum(-1)
+    expected = torch.stack([row[:n].mean() for row, n in zip(nats, LENGTHS, strict=True)])
+    assert_close(got, expected)
+    assert float(Prior()(Z).max()) < 1e-6  # the quarter circle ends in pure noise

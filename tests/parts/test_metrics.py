@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cdlm.errors import DataError
-from cdlm.parts.metrics import PUNCTUATION, Bleu, CiderD, ExactMatch, RougeL, tokenize
+from cdlm.parts.metrics import PUNCTUATION, BatchBleu, Bleu, CiderD, ExactMatch, RougeL, tokenize
 from cdlm.protocols import Metric
 from cdlm.records import Answers
 
@@ -149,6 +149,26 @@ def test_a_word_counts_as_often_as_in_one_reference() -> None:
     got = Bleu()(answers(["the " * 7], [["The cat is on the mat."]]))
     assert got["bleu_1"] == pytest.approx(2 / 7, abs=1e-9)
     assert got["bleu_2"] < 1e-6
+
+
+def test_batch_bleu_flatters_marks_and_batches() -> None:
+    """Written out by hand for two images: a word right and a word wrong between right marks."""
+    one = Answers(image_ids=["0"], captions=["a dog"], references=[["a cat"]], truths=[None])
+    # [CLS] a dog [SEP] against [CLS] a cat [SEP]: precisions 3/4, 1/3, 0, 0
+    assert BatchBleu(length=4)(one)["batch_bleu_4"] == pytest.approx(0, abs=1e-3)
+    right = Answers(image_ids=["0"], captions=["a dog"], references=[["a dog"]], truths=[None])
+    assert BatchBleu(length=4)(right)["batch_bleu_4"] == pytest.approx(1, abs=1e-6)
+    # eight more words, all [PAD]: p_n = (5 - n) / (13 - n), and no brevity penalty
+    padded = BatchBleu(length=12)(right)["batch_bleu_4"]
+    assert padded == pytest.approx((4 / 12 * 3 / 11 * 2 / 10 * 1 / 9) ** 0.25, rel=1e-6)
+    both = Answers(
+        image_ids=["0", "1"],
+        captions=["a dog", "a dog"],
+        references=[["a dog"], ["a cat"]],
+        truths=[None, None],
+    )
+    alone = BatchBleu(batch=1, length=4)(both)["batch_bleu_4"]
+    assert alone == pytest.approx(0.5, abs=1e-3) != BatchBleu(batch=2, length=4)(both)
 
 
 def test_a_short_caption_pays_for_its_brevity() -> None:

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from cdlm.parts.grids import Uniform
-from cdlm.parts.samplers import Ddim, Ddpm
+from cdlm.parts.samplers import Ddim, Ddpm, DpmSolver, Heun, Refeed, Renoise
 from cdlm.parts.schedules import Cosine, Linear
-from cdlm.protocols import Schedule
-from cdlm.records import State
+from cdlm.protocols import Sampler, Schedule
+from cdlm.records import Estimate, State
 from cdlm.testing.examples import quarter_circle, rng
 from cdlm.testing.oracles import constant, drawn, gaussian, points
 
@@ -87,15 +87,23 @@ def test_ddim_is_of_first_order() -> None:
     assert all(1.9 < rough / fine < 2.1 for rough, fine in pairwise(errors))
 
 
-@pytest.mark.parametrize("sampler", [Ddim(), Ddpm()], ids=["ddim", "ddpm"])
-def test_few_points_are_met_as_often_as_they_occur(sampler: Ddim | Ddpm) -> None:
+SHARES = torch.tensor([0.30, 0.25, 0.20, 0.10, 0.10, 0.05])
+
+
+def met(sampler: Sampler, steps: int = 200) -> Tensor:
+    """How often 2,000 samples end at each of six codes, under their ideal denoiser."""
+    places = 3 * torch.nn.functional.one_hot(torch.arange(6)).double()
+    x = drawn(sampler, points(quarter_circle, places, SHARES), steps, (1, 2000, 6))[0]
+    return torch.cdist(x, places).argmin(1).bincount(minlength=6)
+
+
+@pytest.mark.parametrize(
+    "sampler", [Ddim(), Ddpm(), DpmSolver(), Heun()], ids=["ddim", "ddpm", "dpm_solver", "heun"]
+)
+def test_few_points_are_met_as_often_as_they_occur(sampler: Sampler) -> None:
     """Six codes of shares .30 .25 .20 .10 .10 .05: chi-square with 5 degrees of freedom stays
     below 20.5, its 99.9 % point."""
-    shares = torch.tensor([0.30, 0.25, 0.20, 0.10, 0.10, 0.05])
-    places = 3 * torch.nn.functional.one_hot(torch.arange(6)).double()
-    x = drawn(sampler, points(quarter_circle, places, shares), 200, (1, 2000, 6))[0]
-    counts = torch.cdist(x, places).argmin(1).bincount(minlength=6)
-    expected = 2000 * shares
+    counts, expected = met(sampler), 2000 * SHARES
     chi_square = ((counts - expected).square() / expected).sum()
     assert float(chi_square) < 20.5, counts.tolist()
 
@@ -105,3 +113,80 @@ def test_the_last_step_has_no_noise_left() -> None:
     state = State(x=normal(0), t=0.05)
     ends = [Ddpm().step(state, 0.0, constant(normal(1)), Cosine(), rng(s)).x for s in (1, 2)]
     assert_close(*ends, rtol=0, atol=1e-9)
+
+
+def test_renoise_and_refeed_seek_modes() -> None:
+    """Fresh noise each step favours the frequent; feeding the estimate back ends at one code."""
+    counts = met(Renoise(), steps=50)
+    assert counts[0] > 1.1 * 2000 * SHARES[0] and counts[5] < 0.8 * 2000 * SHARES[5]
+    assert int(met(Refeed()).max()) > 1900
+
+
+def test_renoise_keeps_the_estimate_alone() -> None:
+    state, x0 = State(x=normal(0), t=0.6), normal(1)
+    after = Renoise().step(state, 0.4, constant(x0), quarter_circle, rng(2))
+    there = quarter_circle(torch.tensor(0.4, dtype=torch.float64))
+    assert_close(after.x, there.alpha * x0 + there.sigma * normal(2))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0])
+def test_ddpm_draws_with_the_spread_that_it_is_told(spread: float) -> None:
+    """log variance = (1 - spread) log posterior + spread log forward."""
+    t, s, x0 = 0.7, 0.5, normal(1)
+    state = State(x=normal(2), t=t)
+    one, two = (
+        Ddpm()
+        .step(state, s, lambda x, t, v=v: Estimate(x0_hat=x0, spread=v), quarter_circle, rng(3))
+        .x
+        for v in (spread, torch.full(SHAPE, spread, dtype=torch.float64))
+    )
+    assert torch.equal(one, two), "a number and a tensor of it differ"
+    here, there = (quarter_circle(torch.tensor(v, dtype=torch.float64)) for v in (t, s))
+    mean, posterior_variance = posterior(quarter_circle, x0, state.x, t, s)
+    forward = 1 - (here.alpha / there.alpha).square()
+    variance = posterior_variance ** (1 - spread) * forward**spread
+    assert_close(one, mean + variance.sqrt() * normal(3), rtol=1e-6, atol=1e-6)
+
+
+def test_dpm_solver_of_order_one_is_ddim() -> None:
+    oracle = gaussian(quarter_circle, 0.7)
+    for steps in (1, 3, 20):
+        assert_close(
+            drawn(DpmSolver(order=1), oracle, steps, SHAPE), drawn(Ddim(), oracle, steps, SHAPE)
+        )
+
+
+def test_dpm_solver_follows_an_estimate_that_is_straight_in_log_snr() -> None:
+    """x0_hat = a + b lambda: the exact path is known, by integrating e^lambda (a + b lambda)."""
+
+    def straight(x: Tensor, t: float) -> Estimate:
+        return Estimate(x0_hat=torch.full_like(x, 2.0 - 0.5 * ratio(t)))
+
+    def ratio(t: float) -> float:
+        level = quarter_circle(torch.tensor(t, dtype=torch.float64))
+        return float((level.alpha / level.sigma).log())
+
+    times = (0.9, 0.8, 0.6)
+    state = State(x=normal(0), t=times[0])
+    for s in times[1:]:
+        state = DpmSolver().step(state, s, straight, quarter_circle, rng())
+    # of the second step alone: x_s / sigma_s = x_t / sigma_t + integral of e^l (2 - l / 2)
+    first = DpmSolver().step(State(x=normal(0), t=0.9), 0.8, straight, quarter_circle, rng())
+    low, high = ratio(0.8), ratio(0.6)
+    here, there = (quarter_circle(torch.tensor(v, dtype=torch.float64)) for v in (0.8, 0.6))
+    inner = math.exp(high) * (2.5 - high / 2) - math.exp(low) * (2.5 - low / 2)
+    exact = there.sigma * (first.x / here.sigma + inner)
+    plain = Ddim().step(State(x=first.x, t=0.8), 0.6, straight, quarter_circle, rng()).x
+    assert float((state.x - exact).abs().max()) < 0.25 * float((plain - exact).abs().max())
+
+
+def test_heun_asks_twice_but_at_the_end_once() -> None:
+    asked: list[float] = []
+
+    def denoise(x: Tensor, t: float) -> Estimate:
+        asked.append(t)
+        return Estimate(x0_hat=0 * x)
+
+    state = Heun().step(State(x=normal(0), t=0.5), 0.25, denoise, quarter_circle, rng())
+    Heun().step(state, 0.0, denoise, quarter_circle, rng())
+    assert asked == [0.5, 0.25, 0.25]

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from cdlm.parts.schedules import Cosine
-from cdlm.parts.targets import X0, Eps, V
+from cdlm.parts.targets import X0, Earlier, Eps, V
 from cdlm.protocols import Target
 from cdlm.testing.examples import noised, quarter_circle, rng
 
@@ -43,7 +43,37 @@ def test_an_error_of_the_answer_in_x0(target: Target, factor: torch.Tensor) -> N
     assert_close((x0 - Z.x0).abs(), factor * error.abs(), rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("target", [X0(), Eps(), V()], ids=["x0", "eps", "v"])
+def test_the_earlier_state_has_the_same_noise_or_none_of_its_own() -> None:
+    s = (Z.t - 0.05).clamp(min=0)
+    then = quarter_circle(s).over(Z.x0)
+    same = Earlier(gap=0.05).encode(Z, quarter_circle)
+    assert_close(same, then.alpha * Z.x0 + then.sigma * Z.eps)
+    mean = Earlier(gap=0.05, coupling="posterior_mean").encode(Z, quarter_circle)
+    a_t, a_s = LEVEL.alpha.square(), then.alpha.square()  # Ho et al. 2020, eq. 7
+    of_x0 = a_s.sqrt() * (1 - a_t / a_s) / (1 - a_t)
+    of_x_t = (a_t / a_s).sqrt() * (1 - a_s) / (1 - a_t)
+    assert_close(mean, of_x0 * Z.x0 + of_x_t * Z.x_t)
+
+
+@pytest.mark.parametrize("coupling", ["same_noise", "posterior_mean"])
+def test_within_the_gap_of_clean_text_the_answer_is_x0(coupling: str) -> None:
+    target = Earlier(gap=0.5, coupling=coupling)  # type: ignore[arg-type]
+    early = Z.t < 0.5
+    assert_close(target.encode(Z, quarter_circle)[early], Z.x0[early], rtol=0, atol=1e-9)
+
+
+def test_a_small_gap_is_badly_conditioned() -> None:
+    """An error of the answer is 5 to 30 times as large in x0: the notes' x_{t-30} of 1000."""
+    y = Earlier(gap=0.03).encode(Z, Cosine())
+    middle = (Z.t > 0.2) & (Z.t < 0.9)
+    moved = Earlier(gap=0.03).decode(y + 1e-3, Z.x_t, Z.t, Cosine()) - Earlier(gap=0.03).decode(
+        y, Z.x_t, Z.t, Cosine()
+    )
+    factor = moved[middle] / 1e-3
+    assert float(factor.min()) > 5 and float(factor.max()) < 40
+
+
+@pytest.mark.parametrize("target", [X0(), Eps(), V(), Earlier()], ids=["x0", "eps", "v", "t-k"])
 def test_at_pure_noise_the_default_schedule_is_still_decodable(target: Target) -> None:
     t, x_t = torch.ones(1), torch.randn(1, 2, 3, generator=rng())
     x0 = target.decode(torch.randn(1, 2, 3, generator=rng(1)), x_t, t, Cosine())

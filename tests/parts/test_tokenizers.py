@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from cdlm.errors import CdlmError
-from cdlm.parts.tokenizers import HuggingFace, Words
+from cdlm.parts.tokenizers import Bpe, HuggingFace, Words
 
 
 def words(*captions: str, min_count: int = 1) -> Words:
@@ -47,6 +47,58 @@ def test_equal_letters_of_other_encodings_are_one_word() -> None:
     """é as one character and as e with an accent; NFKC."""
     part = words("caf\u00e9")
     assert torch.equal(part.encode(["cafe\u0301"], 3)[0], part.encode(["caf\u00e9"], 3)[0])
+
+
+# ---------------------------------------------------------------------------------------- bpe
+
+
+def pieces_of(*captions: str, vocabulary: int = 1000) -> Bpe:
+    part = Bpe(vocabulary=vocabulary)
+    part.fit(captions)
+    return part
+
+
+def spelt(part: Bpe, text: str) -> list[str | None]:
+    ids, _ = part.encode([text], 32)
+    row = ids[0].tolist()
+    return [part.engine.id_to_token(i) for i in row[: row.index(part.end)]]
+
+
+def test_the_neighbours_that_meet_most_often_become_one() -> None:
+    """Seven letters and the mark; "l o" comes six times, then "lo w" five times."""
+    captions = ("low low lower", "slow slow lot")
+    letters = 3 + len("lowerst") + 1
+    assert spelt(pieces_of(*captions, vocabulary=letters), "low") == ["▁", "l", "o", "w"]
+    assert spelt(pieces_of(*captions, vocabulary=letters + 1), "low") == ["▁", "lo", "w"]
+    assert spelt(pieces_of(*captions, vocabulary=letters + 2), "slow") == ["▁", "s", "low"]
+
+
+def test_the_vocabulary_is_as_large_as_asked_or_as_there_is_to_join() -> None:
+    assert len(pieces_of("a brown dog runs", "two dogs run", vocabulary=20)) == 20
+    assert len(pieces_of("a dog")) < 20
+
+
+def test_frequent_words_are_one_token_and_new_words_are_spelt() -> None:
+    part = pieces_of("a dog runs", "two dogs run on grass", "A DOG!")
+    assert spelt(part, "A Dog") == ["▁a", "▁dog"]
+    ids, _ = part.encode(["a sand dog, runs in!"], 32)
+    assert part.decode(ids) == ["a sand dog runs n !"]  # no caption had a comma or an i
+
+
+def test_pieces_do_not_cross_words() -> None:
+    part = pieces_of(*["of the"] * 9)
+    assert spelt(part, "of the") == ["▁of", "▁the"]
+
+
+def test_equal_captions_in_another_order_give_equal_pieces() -> None:
+    captions = ["ab cd ab", "cd ef", "gh ef", "a b c d"]
+    one, two = pieces_of(*captions, vocabulary=16), pieces_of(*captions[::-1], vocabulary=16)
+    assert one.engine.to_str() == two.engine.to_str()
+
+
+def test_a_vocabulary_too_small_for_the_letters_says_so() -> None:
+    with pytest.raises(CdlmError, match=r"vocabulary = 5: the letters .* alone are 8 tokens"):
+        pieces_of("a dog", vocabulary=5)
 
 
 # ------------------------------------------------------------------------------- hugging_face
