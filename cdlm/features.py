@@ -1,10 +1,11 @@
-"""Image features of a split: ready ones, cached ones, or computed now and cached."""
+"""Features of a split's images and captions: ready ones, cached ones, or computed and cached."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AT_ONCE = 64  # photos held in memory at a time
+TEXTS_AT_ONCE = 1024
 
 
 def features(encoder: Encoder, split: Split, cache: Path | None, tell: Tell = silent) -> Tensor:
@@ -39,10 +41,31 @@ def features(encoder: Encoder, split: Split, cache: Path | None, tell: Tell = si
         return ready
     if cache is None:
         return _compute(encoder, split, tell)
-    kept = Kept.of(cache, encoder.identity(), split)
+    about = {"encoder": encoder.identity(), "split": split.fingerprint}
+    return _kept(cache, about, split.ids, lambda: _compute(encoder, split, tell))
+
+
+def text_features(
+    encoder: Encoder, captions: Sequence[str], cache: Path | None, tell: Tell = silent
+) -> Tensor:
+    """The feature of every caption: len(captions) 1 C, float32 on the CPU. Cached by their texts.
+
+    Errors: CdlmError where the encoder can't read captions, or its features aren't finite.
+    """
+    if cache is None:
+        return _compute_texts(encoder, captions, tell)
+    about = {"encoder": encoder.identity(), "captions": _digest(_canonical(list(captions)))}
+    return _kept(cache, about, [], lambda: _compute_texts(encoder, captions, tell))
+
+
+def _kept(
+    cache: Path, about: dict[str, Any], ids: Sequence[str], compute: Callable[[], Tensor]
+) -> Tensor:
+    """What the cache has under this description, or what is computed now, and left there."""
+    kept = Kept.of(cache, about, ids)
     found = kept.load()
     if found is None:
-        found = _compute(encoder, split, tell)
+        found = compute()
         kept.save(found)
     return found
 
@@ -55,12 +78,11 @@ class Kept:
     about: dict[str, str]  # its metadata, but for the checksum
 
     @classmethod
-    def of(cls, cache: Path, identity: dict[str, Any], split: Split) -> Kept:
-        """The file that features of this split by this encoder belong in."""
-        text = _canonical({"encoder": identity, "split": split.fingerprint})
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        about = {"identity": text, "ids": _canonical(split.ids)}
-        return cls(cache / "features" / f"{key}.safetensors", about)
+    def of(cls, cache: Path, identity: dict[str, Any], ids: Sequence[str]) -> Kept:
+        """The file that features so described belong in, with the ids of their rows."""
+        text = _canonical(identity)
+        about = {"identity": text, "ids": _canonical(list(ids))}
+        return cls(cache / "features" / f"{_digest(text)[:16]}.safetensors", about)
 
     def load(self) -> Tensor | None:
         """The features, or None where there are none, or damaged ones."""
@@ -119,6 +141,25 @@ def _checked(encoder: Encoder, split: Split, rows: range) -> Tensor:
             f"the encoder gave NaN or infinity for {len(bad)} images: {', '.join(bad[:3])}"
         )
     return got
+
+
+def _compute_texts(encoder: Encoder, captions: Sequence[str], tell: Tell) -> Tensor:
+    _, width = encoder.shape()
+    result = torch.empty(len(captions), 1, width)
+    for start in range(0, len(captions), TEXTS_AT_ONCE):
+        tell("caption features", start, len(captions), "")
+        got = encoder.texts(captions[start : start + TEXTS_AT_ONCE])
+        if got.shape[1:] != (1, width) or not bool(got.isfinite().all()):
+            raise CdlmError(
+                f"the encoder gave caption features of {tuple(got.shape)}, not finite B 1 C"
+            )
+        result[start : start + len(got)] = got
+    tell("caption features", len(captions), len(captions), "")
+    return result
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _checksum(tensor: Tensor) -> str:

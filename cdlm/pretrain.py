@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from cdlm.errors import CdlmError, RunError
 from cdlm.parts.datasets.shapes.drawing import draw
-from cdlm.parts.datasets.shapes.language import vocabulary, word_ids
+from cdlm.parts.datasets.shapes.language import vocabulary, word_ids, word_numbers
 from cdlm.parts.datasets.shapes.scenes import (
     AXES,
     BACKGROUNDS,
@@ -224,7 +224,11 @@ def read(recipe: Path) -> tuple[dict[str, Any], Pretraining]:
             f"{recipe}: {', '.join(wrong)}\n    allowed: [model], an open_clip configuration with "
             f"{', '.join(MODEL)}; [train] with {', '.join(sorted(allowed))}"
         )
-    text = {**model["text_cfg"], "vocab_size": len(vocabulary()) + 2, "pool_type": "argmax"}
+    text = model["text_cfg"] | {
+        "vocab_size": len(vocabulary()) + 2,
+        "pool_type": "argmax",
+        "hf_tokenizer_name": ".",  # the files that `save_tokenizer` writes
+    }
     return {**model, "text_cfg": text}, Pretraining(**tables.get("train", {}))
 
 
@@ -237,7 +241,32 @@ def save(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
         "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic"},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    save_tokenizer(folder)
     halves = {
         name: value.detach().half().cpu().contiguous() for name, value in model.state_dict().items()
     }
     save_file(halves, folder / "open_clip_model.safetensors")
+
+
+def save_tokenizer(folder: Path) -> None:
+    """The words of the scenes as a transformers tokenizer, numbered as `word_ids` numbers them.
+
+    A word that no scene has is read as padding.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    end = len(vocabulary()) + 1
+    words = {"[PAD]": 0, **word_numbers(), "[END]": end}
+    engine = Tokenizer(models.WordLevel(words, unk_token="[PAD]"))
+    engine.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    engine.post_processor = processors.TemplateProcessing(
+        single="$A [END]", special_tokens=[("[END]", end)]
+    )
+    engine.save(str(folder / "tokenizer.json"))
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "[PAD]",
+        "unk_token": "[PAD]",
+        "eos_token": "[END]",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")

@@ -23,7 +23,7 @@ from cdlm.compose import Parts, compose, dataset, make, metrics
 from cdlm.data import Captions
 from cdlm.errors import CdlmError, Interrupted, Mistake, RecipeError, RunError
 from cdlm.evaluate import ORACLE, SINGLE, Score, choose, evaluate, marks, oracle, records
-from cdlm.features import features
+from cdlm.features import features, text_features
 from cdlm.gallery import gallery
 from cdlm.places import cache_dir
 from cdlm.progress import Tell, silent
@@ -288,8 +288,12 @@ def _captions(job: Job, tell: Tell) -> Captions:
     """The training captions. Warns where some are longer than the model's."""
     split, tokenizer, length = job.split("train"), job.parts.tokenizer, job.recipe.model.length
     limit = job.recipe.train.limit
-    data = Captions.of(split, job.features("train", tell), tokenizer, length, limit, job.device)
     flat = [text for texts in split.captions for text in texts]
+    texts = None
+    if any("texts" in getattr(mode, "needs", ()) for mode in job.parts.network.conditioning):
+        texts = text_features(job.parts.encoder, flat, cache_dir(), tell)
+    features = job.features("train", tell)
+    data = Captions.of(split, features, tokenizer, length, limit, job.device, texts)
     full = [flat[i] for i in data.mask[:, -1].nonzero().flatten().tolist()]
     sizes = tokenizer.encode(full, 4 * length)[1].sum(1).tolist()
     if cut := sum(size > length for size in sizes):

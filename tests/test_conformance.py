@@ -217,6 +217,14 @@ def feature_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def caption_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("captions") / "captions.safetensors"
+    rows = torch.randn(len(CAPTIONS), 5, generator=torch.Generator().manual_seed(1))
+    save_file({"features": rows}, path, metadata={"captions": json.dumps(CAPTIONS)})
+    return path
+
+
 @every_law("tokenizer")
 def test_hugging_face(law: Law, tokenizer_json: Path) -> None:
     law(build("tokenizer", "hugging_face", source=str(tokenizer_json)))
@@ -241,6 +249,12 @@ def test_flickr8k(law: Law, flickr8k: Path) -> None:
 @every_law("encoder")
 def test_features(law: Law, feature_file: Path) -> None:
     law(build("encoder", "features", path=str(feature_file)))
+
+
+@every_law("encoder")
+def test_paired_features(law: Law, feature_file: Path, caption_file: Path) -> None:
+    paths = {"path": str(feature_file), "captions": str(caption_file)}
+    law(build("encoder", "paired_features", **paths))
 
 
 # ----------------------------------------------------------------------------- the contract itself

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cdlm.errors import CdlmError, DataError
-from cdlm.features import AT_ONCE, Kept, features
+from cdlm.features import AT_ONCE, Kept, features, text_features
 
 
 @dataclass
@@ -101,11 +101,35 @@ def test_what_changes_the_features_changes_the_key(
     assert len(list((tmp_path / "features").iterdir())) == 2
 
 
+def described(cache: Path, split: Squares) -> Kept:
+    """The cache file of these features."""
+    about = {"encoder": Reds().identity(), "split": split.fingerprint}
+    return Kept.of(cache, about, split.ids)
+
+
+def test_captions_are_kept_by_their_texts(tmp_path: Path) -> None:
+    """Read once; other texts, or another order, are read anew; what is damaged, too."""
+    asked: list[int] = []
+
+    class Reader(Reds):
+        def texts(self, captions: Sequence[str]) -> Tensor:
+            asked.append(len(captions))
+            return torch.tensor([[[float(len(text))] * 2] for text in captions])
+
+    texts = ["a dog", "two", "a red ball"]
+    for _ in range(2):
+        found = text_features(Reader(), texts, tmp_path)
+        assert found.shape == (3, 1, 2) and found[:, 0, 0].tolist() == [5, 3, 10]
+    assert asked == [3]
+    text_features(Reader(), texts[::-1], tmp_path)
+    assert asked == [3, 3]
+
+
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     """R5: safetensors would load most of these files without a word."""
     split = Squares()
     features(Reds(), split, tmp_path)
-    kept = Kept.of(tmp_path, Reds().identity(), split)
+    kept = described(tmp_path, split)
     assert kept.load() is not None
     whole = kept.path.read_bytes()
     logging.disable(logging.WARNING)

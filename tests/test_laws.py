@@ -560,6 +560,9 @@ breaks("encoder", "repeats")(lambda: _encoder(lambda: torch.rand(4, 1, 4)))
 breaks("encoder", "sees_each_image_alone")(
     lambda: _encoder(_fixed, lookup=lambda ids: _fixed()[: len(ids)])
 )
+breaks("encoder", "reads_captions_if_it_says_so")(
+    lambda: _encoder(_fixed, provides={"texts"}, texts=lambda texts: torch.zeros(len(texts), 1, 4))
+)
 breaks("encoder", "knows_itself")(lambda: _encoder(_fixed, identity=dict))
 
 # ---------------------------------------------------------------------------------------- metric

@@ -17,6 +17,7 @@ BUILT_IN = {
     "encoder": {
         "open_clip": "cdlm.parts.encoders.open_clip:OpenClip",
         "features": "cdlm.parts.encoders.features:Features",
+        "paired_features": "cdlm.parts.encoders.features:PairedFeatures",
     },
     "tokenizer": {
         "words": "cdlm.parts.tokenizers:Words",

@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from cdlm.errors import DataError
+from cdlm.errors import CdlmError, DataError
 from cdlm.protocols import Dataset, Encoder, Length, Metric, Split, Tokenizer
 from cdlm.records import Answers
 from cdlm.testing.examples import CAPTIONS, DIMS, IDS, B, answers, batch, condition, pictures, rng
@@ -120,6 +121,21 @@ def check_encoder_sees_each_image_alone(encoder: Encoder) -> None:
     ready = encoder.lookup(IDS[2:3])
     alone = encoder.encode(pictures()[2:3]) if ready is None else ready
     assert_close(alone, whole[2:3], rtol=1e-4, atol=1e-5)
+
+
+def check_encoder_reads_captions_if_it_says_so(encoder: Encoder) -> None:
+    """`provides` texts: captions -> B 1 C, each by itself; else it refuses, and says why."""
+    if "texts" not in getattr(encoder, "provides", ()):
+        with suppress(CdlmError):
+            encoder.texts(CAPTIONS)
+            raise AssertionError("it reads captions, but does not provide texts")
+        return
+    found, width = encoder.texts(CAPTIONS), encoder.shape()[1]
+    assert found.shape == (len(CAPTIONS), 1, width), f"{tuple(found.shape)}, not B 1 C"
+    assert found.dtype == torch.float32 and found.device.type == "cpu", "not float32 on the CPU"
+    assert bool(found.isfinite().all()), "not finite"
+    assert_close(encoder.texts(CAPTIONS[2:3]), found[2:3], rtol=1e-4, atol=1e-5)
+    assert float(torch.pdist(found[:, 0]).min()) > 0, "two captions have the same feature"
 
 
 def check_encoder_knows_itself(encoder: Encoder) -> None:

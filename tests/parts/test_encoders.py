@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cdlm.errors import CdlmError, DataError
-from cdlm.parts.encoders.features import Features
+from cdlm.parts.datasets.shapes.dataset import Shapes
+from cdlm.parts.encoders.features import Features, PairedFeatures
 from cdlm.parts.encoders.open_clip import OpenClip
 
 SIZE, PATCH, WIDTH = 32, 8, 24
@@ -385,3 +386,48 @@ def test_ready_features_encode_nothing(tmp_path: Path) -> None:
     encoder = write_features(tmp_path / "f.safetensors", torch.ones(3, 4))
     with pytest.raises(CdlmError, match="can't encode new photos"):
         encoder.encode(pictures(1))
+
+
+def paired(folder: Path, width: int = 4, texts: object = ("a dog", "a cat")) -> PairedFeatures:
+    write_features(folder / "images.safetensors", torch.rand(3, 4))
+    rows = torch.arange(2.0 * width).view(2, width)
+    path = folder / "captions.safetensors"
+    save_file({"features": rows}, path, metadata={"captions": json.dumps(texts)})
+    return PairedFeatures(path=str(folder / "images.safetensors"), captions=str(path))
+
+
+def test_captions_are_found_by_their_text(tmp_path: Path) -> None:
+    encoder = paired(tmp_path)
+    assert encoder.texts(["a cat", "a dog", "a cat"])[:, 0, 0].tolist() == [4, 0, 4]
+    with pytest.raises(DataError, match=r"no features for 1 of 2 captions: a dig\n.*\"a dog\""):
+        encoder.texts(["a dig", "a cat"])
+
+
+def test_images_and_captions_must_be_of_one_width(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="features of 1 x 5, and images of width 4"):
+        paired(tmp_path, width=5).shape()
+
+
+def test_features_of_images_read_no_captions(tmp_path: Path) -> None:
+    encoder = write_features(tmp_path / "f.safetensors", torch.ones(3, 4))
+    with pytest.raises(CdlmError, match="paired_features"):
+        encoder.texts(["a dog"])
+
+
+# ------------------------------------------------------------------------------------- captions
+
+
+def test_the_shipped_model_tells_captions_apart() -> None:
+    """It finds the right one of 32 captions for at least 29 of 32 held-out scenes."""
+    encoder, split = OpenClip(model="cdlm:shapes_clip"), Shapes(train=8, held_out=32).split("val")
+    images = encoder.encode(split.images(range(32)))[:, 0]
+    texts = encoder.texts([captions[0] for captions in split.captions])[:, 0]
+    found = (images @ texts.T).argmax(1) == torch.arange(32)
+    assert int(found.sum()) >= 29
+    assert torch.allclose(texts.norm(dim=1), torch.ones(32))
+
+
+def test_captions_are_what_open_clip_makes_of_them(folder: Path) -> None:
+    """A model whose words are fewer than those of CLIP's tokenizer can't read captions."""
+    with pytest.raises(CdlmError, match="hf_tokenizer_name"):
+        OpenClip(model=str(folder)).texts(["a dog"])

@@ -1,8 +1,9 @@
-"""Ready features as the encoder."""
+"""Ready features as the encoder: of images, or of images and captions."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,6 +18,57 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a tensor in a safetensors file, each with a name."""
+
+    file: Path
+    tensor: str
+    names: str  # the key of the metadata that lists them
+    key: str  # the recipe's key that gives the path
+
+    def shape(self) -> tuple[int, int]:
+        """(N, C), from the file's header alone."""
+        shape, _ = self.header()
+        return (1, shape[1]) if len(shape) == 2 else (shape[1], shape[2])
+
+    def of(self, wanted: Sequence[str]) -> Tensor:
+        """names B -> B N C. Errors: DataError for names that the file lacks, NaN and infinity."""
+        _, known = self.header()
+        rows = {name: row for row, name in enumerate(known)}
+        lost = [name for name in wanted if name not in rows]
+        if lost:
+            raise DataError(_lost(self, lost, len(wanted), known))
+        features = self._load()[[rows[name] for name in wanted]].float()
+        bad = (~features.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            names = ", ".join(wanted[i] for i in bad[:3])
+            raise DataError(f"{self.file}: NaN or infinity in {len(bad):,} features: {names}")
+        return features.reshape(len(wanted), *self.shape())
+
+    def header(self) -> tuple[list[int], list[str]]:
+        """Shape of the tensor and the names of its rows, both checked."""
+        from safetensors import SafetensorError, safe_open
+
+        if not self.file.is_file():
+            raise DataError(f"encoder.{self.key}: no file {self.file}\n    {beside(self.file)}")
+        try:
+            with safe_open(self.file, "pt") as file:
+                _must_name(self.tensor, file.keys(), self.file)
+                part = file.get_slice(self.tensor)
+                shape, dtype, about = part.get_shape(), part.get_dtype(), file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{self.file}: not a whole safetensors file: {error}") from error
+        _must_be_features(shape, dtype, self.file)
+        return shape, _names(about, shape[0], self)
+
+    def _load(self) -> Tensor:
+        from safetensors import safe_open
+
+        with safe_open(self.file, "pt") as file:
+            return file.get_tensor(self.tensor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,60 +92,94 @@ class Features:
 
     def identity(self) -> dict[str, Any]:
         """The file's sha256 and the tensor's name."""
-        self._header()
-        return {"encoder": "features", "sha256": sha256(self._file), "tensor": self.tensor}
+        self._rows.header()
+        return {"encoder": "features", "sha256": sha256(self._rows.file), "tensor": self.tensor}
 
     def shape(self) -> tuple[int, int]:
         """(N, C), from the file's header alone."""
-        shape, _ = self._header()
-        return (1, shape[1]) if len(shape) == 2 else (shape[1], shape[2])
+        return self._rows.shape()
 
     def lookup(self, ids: Sequence[str]) -> Tensor:
         """ids B -> B N C. Errors: DataError for ids that the file lacks, NaN and infinity."""
-        _, known = self._header()
-        rows = {image: row for row, image in enumerate(known)}
-        lost = [image for image in ids if image not in rows]
-        if lost:
-            raise DataError(_lost_ids(self._file, lost, len(ids), known))
-        features = self._load()[[rows[image] for image in ids]].float()
-        bad = (~features.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-        if bad:
-            names = ", ".join(ids[i] for i in bad[:3])
-            raise DataError(f"{self._file}: NaN or infinity in {len(bad):,} features: {names}")
-        return features.reshape(len(ids), *self.shape())
+        return self._rows.of(ids)
 
     def encode(self, images: Sequence[Image]) -> Tensor:
         """Always refuses: a file of ready features knows no new photos."""
         raise CdlmError(
-            f"{self._file} holds ready features and can't encode new photos\n"
+            f"{self._rows.file} holds ready features and can't encode new photos\n"
             "    a run on new photos needs an encoder that computes, such as open_clip"
         )
 
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """Always refuses: these are features of images."""
+        raise CdlmError(
+            f"{self._rows.file} holds features of images and can't read captions\n"
+            '    give theirs too: encoder = { use = "paired_features", path = ..., captions = ... }'
+        )
+
     @property
-    def _file(self) -> Path:
-        return Path(self.path).expanduser()
+    def _rows(self) -> _Rows:
+        return _Rows(Path(self.path).expanduser(), self.tensor, "image_ids", "path")
 
-    def _load(self) -> Tensor:
-        from safetensors import safe_open
 
-        with safe_open(self._file, "pt") as file:
-            return file.get_tensor(self.tensor)
+@dataclass(frozen=True, kw_only=True)
+class PairedFeatures:
+    """Ready features of images and of captions, from two safetensors files, in one space.
 
-    def _header(self) -> tuple[list[int], list[str]]:
-        """Shape of the tensor and the ids of its rows, both checked."""
-        from safetensors import SafetensorError, safe_open
+    Images as for `features`. The file of captions: a tensor K C of any float type, and in its
+    metadata `captions`, a JSON list of the K texts in the order of the rows, each once; a caption
+    is found by its text, as the dataset has it.
+    Shapes: ids B -> B N C, captions B -> B 1 C, float32.
+    Errors: DataError for files of another form or width, ids and captions without a feature, NaN
+    and infinity.
+    """
 
-        if not self._file.is_file():
-            raise DataError(f"encoder.path: no file {self._file}\n    {beside(self._file)}")
-        try:
-            with safe_open(self._file, "pt") as file:
-                _must_name(self.tensor, file.keys(), self._file)
-                part = file.get_slice(self.tensor)
-                shape, dtype, about = part.get_shape(), part.get_dtype(), file.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{self._file}: not a whole safetensors file: {error}") from error
-        _must_be_features(shape, dtype, self._file)
-        return shape, _image_ids(about, shape[0], self._file)
+    needs: ClassVar[set[str]] = set()
+    provides: ClassVar[set[str]] = {"texts"}
+
+    path: str  # of the safetensors file with the images' features
+    captions: str  # of the safetensors file with the captions' features
+    tensor: str = "features"  # the name of the tensor in both files
+
+    def to(self, device: str) -> None:
+        """Nothing runs here: features arrive on the CPU whatever the device."""
+
+    def identity(self) -> dict[str, Any]:
+        """Both files' sha256 and the tensor's name."""
+        return self._images.identity() | {
+            "encoder": "paired_features",
+            "captions": sha256(self._texts.file),
+        }
+
+    def shape(self) -> tuple[int, int]:
+        """(N, C), from the images' header alone. Errors: DataError where captions differ in C."""
+        shape, texts = self._images.shape(), self._texts.shape()
+        if texts != (1, shape[1]):
+            raise DataError(
+                f"encoder.captions: {self.captions} has features of {texts[0]} x {texts[1]}, and "
+                f"images of width {shape[1]} need 1 x {shape[1]}: both from one model"
+            )
+        return shape
+
+    def lookup(self, ids: Sequence[str]) -> Tensor:
+        """ids B -> B N C. Errors: DataError for ids that the file lacks, NaN and infinity."""
+        return self._images.lookup(ids)
+
+    def encode(self, images: Sequence[Image]) -> Tensor:
+        """Always refuses: a file of ready features knows no new photos."""
+        return self._images.encode(images)
+
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """captions B -> B 1 C. Errors: DataError for captions that the file lacks."""
+        return self._texts.of(captions)
+
+    @property
+    def _images(self) -> Features:
+        return Features(path=self.path, tensor=self.tensor)
+
+    @property
+    def _texts(self) -> _Rows:
+        return _Rows(Path(self.captions).expanduser(), self.tensor, "captions", "captions")
 
 
 def _must_name(tensor: str, names: Iterable[str], path: Path) -> None:
@@ -110,29 +196,30 @@ def _must_be_features(shape: list[int], dtype: str, path: Path) -> None:
         raise DataError(f"{path}: features of type {dtype}; allowed: {', '.join(FLOATS)}")
 
 
-def _image_ids(about: dict[str, str], rows: int, path: Path) -> list[str]:
+def _names(about: dict[str, str], rows: int, of: _Rows) -> list[str]:
     try:
-        ids = json.loads(about["image_ids"])
+        names = json.loads(about[of.names])
     except (KeyError, ValueError, RecursionError) as error:
         raise DataError(
-            f'{path}: the metadata must hold "image_ids", a JSON list of the id of each row; '
+            f'{of.file}: the metadata must hold "{of.names}", a JSON list of the name of each row; '
             f"found: {', '.join(about) or 'no metadata'}"
         ) from error
-    if not isinstance(ids, list) or not all(isinstance(image, str) for image in ids):
-        raise DataError(f'{path}: "image_ids" must be a JSON list of strings')
-    if len(ids) != rows:
-        raise DataError(f"{path}: {len(ids):,} image_ids, but {rows:,} rows of features")
-    if len(set(ids)) != len(ids):
-        twice = next(image for image in sorted(ids) if ids.count(image) > 1)
-        raise DataError(f'{path}: "{twice}" stands twice in image_ids; which row is meant?')
-    return ids
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f'{of.file}: "{of.names}" must be a JSON list of strings')
+    if len(names) != rows:
+        raise DataError(f"{of.file}: {len(names):,} {of.names}, but {rows:,} rows of features")
+    if len(set(names)) != len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise DataError(f'{of.file}: "{twice}" stands twice in {of.names}; which row is meant?')
+    return names
 
 
-def _lost_ids(path: Path, lost: list[str], asked: int, known: list[str]) -> str:
+def _lost(of: _Rows, lost: list[str], asked: int, known: list[str]) -> str:
+    what = of.names.removeprefix("image_").replace("ids", "images")
     first = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
     close = get_close_matches(lost[0], known, n=1, cutoff=0.6)
     hint = f'nearest to the first: "{close[0]}"; ' if close else ""
     return (
-        f"{path}: no features for {len(lost):,} of {asked:,} images: {first}\n"
+        f"{of.file}: no features for {len(lost):,} of {asked:,} {what}: {first}\n"
         f'    {hint}the file has {len(known):,}, such as "{known[0]}"'
     )

@@ -33,13 +33,14 @@ POSITIONS = "visual.positional_embedding"
 
 
 class OpenClip:
-    """The image tower of any open_clip model, frozen.
+    """Any open_clip model, frozen: its image tower, and its text tower for captions.
 
     model: an architecture ("ViT-B-32") with `pretrained` = a tag ("openai") or a file of weights;
     a folder with open_clip_config.json and weights ("local-dir:FOLDER" or its path);
     "hf-hub:ORG/NAME"; or "cdlm:NAME", a folder that ships with cdlm.
 
-    Shapes: images B -> B N C with C = embed_dim, the width of the joint image-text space.
+    Shapes: images B -> B N C and captions B -> B 1 C, with C = embed_dim, the width of the joint
+    image-text space. Captions are read by the tokenizer that open_clip has for the model.
     N = 1: the pooled feature. With `patches`, N = 1 + patches: the pooled feature first, then each
     patch token after the last LayerNorm (as CLIP trains it) times the tower's output projection, so
     that all have width C; only for towers that are a ViT without an attention pool.
@@ -50,6 +51,7 @@ class OpenClip:
     """
 
     needs: ClassVar[set[str]] = {"images"}
+    provides: ClassVar[set[str]] = {"texts"}
 
     def __init__(
         self,
@@ -114,6 +116,35 @@ class OpenClip:
             if self.normalize:
                 features = torch.nn.functional.normalize(features, dim=-1)
         return features.float().cpu()
+
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """captions B -> B 1 C. Raises CdlmError where the model can't read them."""
+        import torch
+
+        tokenizer, model = self._reader
+        model.to(self.device)
+        parts = [torch.empty(0, 1, self.shape()[1])]
+        for start in range(0, len(captions), self.batch):
+            ids = tokenizer(list(captions[start : start + self.batch]))
+            _must_be_read(ids, self._source)
+            with torch.no_grad():
+                found = model.encode_text(ids.to(self.device), normalize=self.normalize)
+            parts.append(found[:, None].float().cpu())
+        return torch.cat(parts)
+
+    @cached_property
+    def _reader(self) -> tuple[Callable[[list[str]], Tensor], Any]:
+        """The tokenizer and the whole model."""
+        import open_clip
+
+        try:
+            tokenizer = open_clip.get_tokenizer(self._source.name)
+        except Exception as error:  # files that are missing or damaged, or no network
+            raise CdlmError(
+                f"encoder.model: {self._source.name} has no tokenizer that can be loaded: "
+                f"{_first_line(error)}"
+            ) from error
+        return tokenizer, _load(self._source).eval().requires_grad_(False)
 
     @cached_property
     def _source(self) -> Source:
@@ -379,12 +410,12 @@ def _grid(source: Source) -> int:
     return (height // down) * (width // across)
 
 
-def _build(source: Source, patches: bool) -> nn.Module:
+def _load(source: Source) -> Any:
+    """The whole model."""
     import open_clip
-    from open_clip.transformer import VisionTransformer
 
     try:
-        model = open_clip.create_model(
+        return open_clip.create_model(
             source.name,
             source.pretrained,
             force_quick_gelu=source.quick_gelu,
@@ -396,7 +427,12 @@ def _build(source: Source, patches: bool) -> nn.Module:
             f"{source.weights}: these weights can't be loaded as {source.name}: "
             f"{_first_line(error)}"
         ) from error
-    tower = model.visual
+
+
+def _build(source: Source, patches: bool) -> nn.Module:
+    from open_clip.transformer import VisionTransformer
+
+    tower = _load(source).visual
     if isinstance(tower, VisionTransformer):
         _must_fit_grid(tower.positional_embedding.shape[0], source)
         tower.output_tokens = patches
@@ -439,6 +475,17 @@ def _tokens(tower: Any, pixels: Tensor, patches: bool) -> Tensor:
     if tower.final_ln_after_pool:  # then the patch tokens have not seen the last LayerNorm
         tokens = tower.ln_post(tokens)
     return torch.cat([pooled[:, None], tokens @ tower.proj], dim=1)
+
+
+def _must_be_read(ids: Tensor, source: Source) -> None:
+    """A folder without a tokenizer of its own gets CLIP's, whose words it may not have."""
+    words = source.config.get("text_cfg", {}).get("vocab_size")
+    if words is not None and int(ids.max()) >= words:
+        raise CdlmError(
+            f"encoder.model: {source.name} knows {words:,} words, and open_clip's tokenizer for it "
+            "has more\n    give text_cfg.hf_tokenizer_name in open_clip_config.json, and the "
+            "tokenizer's files beside it"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -123,12 +123,12 @@ def word_ids(codes: Codes, choice: Tensor, length: int) -> Tensor:
 
 def _first_ids(places: int) -> list[int]:
     """The number of each fact's first word: the background, then size, colour, shape of each."""
-    words = _ordered()
+    words = word_numbers()
     return [words[BACKGROUNDS[0]], *[words[SIZES[0]], words[COLOURS[0]], words[SHAPES[0]]] * places]
 
 
 @cache
-def _ordered() -> dict[str, int]:
+def word_numbers() -> dict[str, int]:
     """Words to numbers: each fact's words stand together, in the order of their codes."""
     facts = [*SIZES, *COLOURS, *SHAPES, *BACKGROUNDS]
     rest = [word for word in vocabulary() if word not in facts]
@@ -149,5 +149,5 @@ def _slot(word: str) -> list[int]:
         return [-1]
     if word.startswith("{"):
         first = 1 + 3 * int(word[1])
-        return [_ordered()["a"], *(-1 - fact for fact in range(first, first + 3))]
-    return [_ordered()[word]]
+        return [word_numbers()["a"], *(-1 - fact for fact in range(first, first + 3))]
+    return [word_numbers()[word]]
