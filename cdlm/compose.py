@@ -60,7 +60,7 @@ class Parts:
     noise: Noise
     timesteps: Timesteps
     target: Target
-    network: nn.Module
+    network: Network
     self_conditioning: SelfConditioning
     guidance: Guidance
     variance: Variance

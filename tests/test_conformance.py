@@ -67,6 +67,12 @@ test_vlb = conformance("loss", "vlb", steps=100)
 SPREAD_ALONE = {"teaches": "it teaches the variance alone"}
 test_vlb_hybrid = conformance("loss", "vlb", hybrid=True, waive=SPREAD_ALONE)
 
+CONTRASTIVE = {"counts_each_caption_alone": "the other images of the batch are what it compares"}
+HEAD_ALONE = {"teaches": "it teaches another part's head, and nothing else"}
+GUESSES = {"prefers_the_truth": "an untrained head may find noise more like the image"}
+test_match = conformance("loss", "match", waive=CONTRASTIVE | HEAD_ALONE | GUESSES)
+test_length_loss = conformance("loss", "length", waive=HEAD_ALONE)
+
 test_time_add = conformance("conditioning", "time_add")
 test_feature_add = conformance("conditioning", "feature_add")
 test_extra_token = conformance("conditioning", "extra_token")
@@ -89,10 +95,19 @@ test_distilbert_unnormed = conformance(
 
 test_plain = conformance("guidance", "none")
 test_scale = conformance("guidance", "scale")
+test_scale_window = conformance("guidance", "scale", least_t=0.3, most_t=0.6)
+test_linear_guidance = conformance("guidance", "linear")
+test_transformer_guidance = conformance("guidance", "transformer", inner=8, heads=2)
+NOT_BRANCHES = {"keeps_what_both_say": "the image moves it, whatever the other branch says"} | {
+    "asks_for_both_if_both_count": "it moves the prediction without asking for the other one"
+}
+test_classifier = conformance("guidance", "classifier", waive=NOT_BRANCHES)
 test_scale_of_one = conformance("guidance", "scale", scale=1.0)
 
 test_forgetful = conformance("self_conditioning", "none")
 test_last = conformance("self_conditioning", "last")
+
+test_last_ahead = conformance("self_conditioning", "last", ahead=0.2)
 
 test_fixed = conformance("variance", "fixed")
 test_learned_variance = conformance("variance", "learned")
@@ -133,6 +148,8 @@ test_similarity = conformance("selection", "similarity", count=4)
 
 test_generated = conformance("length", "generated")
 test_histogram = conformance("length", "histogram")
+test_predicted = conformance("length", "predicted")
+test_predicted_most_likely = conformance("length", "predicted", draw="most_likely")
 
 test_words = conformance("tokenizer", "words")
 test_bpe = conformance("tokenizer", "bpe", vocabulary=30)

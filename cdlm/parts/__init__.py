@@ -27,6 +27,7 @@ BUILT_IN = {
     "length": {
         "generated": "cdlm.parts.lengths:Generated",
         "histogram": "cdlm.parts.lengths:Histogram",
+        "predicted": "cdlm.parts.lengths:Predicted",
     },
     "embedding": {
         "learned": "cdlm.parts.embeddings:Learned",
@@ -82,6 +83,9 @@ BUILT_IN = {
     "guidance": {
         "none": "cdlm.parts.guidance:Plain",
         "scale": "cdlm.parts.guidance:Scale",
+        "linear": "cdlm.parts.guidance:Linear",
+        "transformer": "cdlm.parts.guidance:Transformer",
+        "classifier": "cdlm.parts.guidance:Classifier",
     },
     "variance": {
         "fixed": "cdlm.parts.variances:Fixed",
@@ -97,6 +101,8 @@ BUILT_IN = {
         "anchor_rounding": "cdlm.parts.losses:AnchorRounding",
         "prior": "cdlm.parts.losses:Prior",
         "vlb": "cdlm.parts.losses:Vlb",
+        "match": "cdlm.parts.losses:Match",
+        "length": "cdlm.parts.losses:Length",
     },
     "rounding": {
         "none": "cdlm.parts.rounding:Free",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 from torch import Generator, Tensor, nn
 
 from cdlm.records import Batch, Condition, Dims
+from cdlm.values import Positive
 
 
 class Generated(nn.Module):
@@ -50,3 +53,45 @@ class Histogram(nn.Module):
         n = len(condition.features)
         last = torch.multinomial(self.counts, n, replacement=True, generator=rng)
         return torch.arange(len(self.counts), device=last.device) <= last[:, None]
+
+
+class Predicted(nn.Module):
+    """The length is predicted from the image before anything is sampled; padding is nothing.
+
+    p(length) = softmax(MLP(mean_n norm(feature_n))), taught by the loss `length`; a withheld image
+    is as a feature of 0.   Shapes: -> B L.
+    Source: Zhu et al. 2022 (DDCap), section 3.3, a head over lengths.
+    """
+
+    needs: ClassVar[set[str]] = {"length_loss"}
+    provides: ClassVar[set[str]] = {"length_head"}
+
+    def __init__(
+        self,
+        *,
+        draw: Literal["sample", "most_likely"] = "sample",  # how a length is taken from p
+        inner: Positive = 128,  # width of the hidden layer
+        dims: Dims,
+    ):
+        super().__init__()
+        self.sampled = draw == "sample"
+        self.norm = nn.LayerNorm(dims.image_width)
+        self.head = nn.Sequential(
+            nn.Linear(dims.image_width, inner), nn.SiLU(), nn.Linear(inner, dims.length)
+        )
+
+    def logits(self, condition: Condition) -> Tensor:
+        """A score for each place of the end token. -> B L."""
+        features = self.norm(condition.features).mean(1)
+        return self.head(features * condition.keep[:, None])
+
+    def mask(self, batch: Batch) -> Tensor:
+        return batch.mask
+
+    def draw(self, condition: Condition, rng: Generator) -> Tensor:
+        shares = self.logits(condition).softmax(1)
+        if self.sampled:
+            last = torch.multinomial(shares, 1, generator=rng)
+        else:
+            last = shares.argmax(1, keepdim=True)
+        return torch.arange(shares.shape[1], device=last.device) <= last

@@ -221,3 +221,55 @@ def step_kl(
     log_ratio = spread * (posterior / forward).log()  # of q's variance to p's
     ratio = log_ratio.exp()
     return (ratio - 1 - log_ratio + moved.square() * ratio / posterior) / 2
+
+
+# ---------------------------------------------------------------------- what teaches other parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """Contrastive loss of estimates and images: it teaches the guidance `classifier`.
+
+    Mean of both directions' cross-entropy of similarity(x0_hat_b, image_k) over the batch, where
+    b = k is right; other captions of the same image are left out, not wrong, and so are those
+    whose image is withheld. No gradient reaches the network.
+    Shapes: -> B.   Units: nats.   Source: Radford et al. 2021 (CLIP), section 2.3; on noisy input
+    Nichol et al. 2021 (GLIDE), section 4.2.
+    """
+
+    needs: ClassVar[set[str]] = {"match_head"}
+    provides: ClassVar[set[str]] = {"match_loss"}
+
+    weight: NonNegative = 1.0
+
+    def __call__(self, guess: Guess) -> Tensor:
+        features, keep = guess.condition.features, guess.condition.keep
+        scores = guess.guidance.similarity(  # type: ignore[attr-defined]  # by `needs`
+            guess.x0_hat.detach(), guess.noised.t, guess.mask, features
+        )
+        same = (features[:, None] == features).all(-1).all(-1)
+        out = (same | ~keep) & ~torch.eye(len(keep), dtype=torch.bool, device=keep.device)
+        right = torch.arange(len(keep), device=keep.device)
+        both = [
+            F.cross_entropy(table.masked_fill(out, -torch.inf), right, reduction="none")
+            for table in (scores, scores.T)
+        ]
+        return torch.stack(both).mean(0) * keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """Cross-entropy of the caption's length: it teaches the length `predicted`.
+
+    -log p(place of the end token | image).   Shapes: -> B.   Units: nats.
+    Source: Zhu et al. 2022 (DDCap), section 3.3.
+    """
+
+    needs: ClassVar[set[str]] = {"length_head"}
+    provides: ClassVar[set[str]] = {"length_loss"}
+
+    weight: NonNegative = 1.0
+
+    def __call__(self, guess: Guess) -> Tensor:
+        logits = guess.length.logits(guess.condition)  # type: ignore[attr-defined]  # by `needs`
+        return F.cross_entropy(logits, guess.batch.mask.sum(1) - 1, reduction="none")

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from cdlm.parts.guidance import Plain
-from cdlm.parts.lengths import Generated
+from cdlm.parts.guidance import Classifier
+from cdlm.parts.lengths import Predicted
 from cdlm.records import Answers, Batch, Condition, Dims, Guess, Level, Noised, Stream
 
 B = 3
@@ -104,6 +104,9 @@ class Codes(nn.Module):
 def guess() -> Guess:
     """What a loss sees of a network that says pure noise where it should say x0."""
     embedding, given, t = Codes(), batch(), torch.tensor([0.2, 0.5, 0.9])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        guidance, length = Classifier(dims=DIMS), Predicted(dims=DIMS)
     x0 = embedding(given.ids).detach()
     eps, said = (torch.randn(x0.shape, generator=rng(seed)) for seed in (1, 2))
     level = quarter_circle(t).over(x0)
@@ -120,8 +123,8 @@ def guess() -> Guess:
         think=lambda x_t, t: said,
         embedding=embedding,
         schedule=quarter_circle,
-        guidance=Plain(),
-        length=Generated(dims=DIMS),
+        guidance=guidance,
+        length=length,
     )
 
 

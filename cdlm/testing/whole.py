@@ -18,8 +18,8 @@ from cdlm.parts.conditioning import CrossAttention, ExtraToken, TimeAdd, TimeNor
 from cdlm.parts.denoisers.modern import Modern
 from cdlm.parts.denoisers.transformer import Transformer
 from cdlm.parts.embeddings import Learned
-from cdlm.parts.guidance import Plain
-from cdlm.parts.lengths import Generated
+from cdlm.parts.guidance import Classifier, Plain
+from cdlm.parts.lengths import Generated, Predicted
 from cdlm.parts.losses import Mse, Rounding
 from cdlm.parts.noise import Independent
 from cdlm.parts.rounding import Free
@@ -135,8 +135,9 @@ def check_captioner_works(kind: str, component: Any) -> None:
 
 def _placed(kind: str, component: Any) -> dict[str, Any]:
     """The field of Parts in which a component of this kind stands."""
-    if kind == "loss":
-        return {"loss": {"mse": Mse(), "checked": component}}
+    if kind == "loss":  # beside the parts that some losses teach
+        taught = {"guidance": Classifier(dims=DIMS), "length": Predicted(dims=DIMS)}
+        return {"loss": {"mse": Mse(), "checked": component}} | taught
     if kind == "constraint":
         return {"constraint": [component]}
     if kind == "tokenizer":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,12 +11,12 @@ from torch.testing import assert_close
 
 from cdlm.compose import Parts
 from cdlm.network import answer
-from cdlm.parts.guidance import Plain, Scale
+from cdlm.parts.guidance import Classifier, Linear, Plain, Scale, Transformer
 from cdlm.parts.targets import X0, Eps, V
 from cdlm.protocols import Guidance, Target
 from cdlm.records import Condition
-from cdlm.testing.examples import condition, mask, noised, quarter_circle, rng
-from cdlm.testing.whole import captioner
+from cdlm.testing.examples import DIMS, condition, mask, noised, quarter_circle, rng, stir
+from cdlm.testing.whole import captioner, trained
 
 T3 = torch.tensor([0.2, 0.5, 0.9])
 
@@ -85,3 +87,83 @@ def test_guidance_and_decoding_commute(target: Target) -> None:
 
     first = decode(guided(with_, without))
     assert_close(first, guided(decode(with_), decode(without)), rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_window_guides_within_it_alone() -> None:
+    """Of t = 0.2, 0.5 and 0.9 only the middle one."""
+    plain, everywhere = said(Plain()), said(Scale(scale=3.0))
+    window = said(Scale(scale=3.0, least_t=0.3, most_t=0.6))
+    assert torch.equal(window[[0, 2]], plain[[0, 2]])
+    assert_close(window[1], everywhere[1], rtol=1e-5, atol=1e-6)
+    assert not Scale(scale=3.0, least_t=0.3).eval().both(torch.tensor([0.1, 0.29]))
+    with pytest.raises(ValueError, match="no time is between"):
+        Scale(least_t=0.6, most_t=0.4)
+
+
+def pair() -> tuple[Tensor, Tensor]:
+    shape = (3, DIMS.length, DIMS.width)
+    return torch.randn(shape, generator=rng(1)), torch.randn(shape, generator=rng(2))
+
+
+@torch.no_grad()
+def test_a_linear_layer_of_scale_minus_one_is_classifier_free_guidance() -> None:
+    with_, without = pair()
+    linear, scale = Linear(dims=DIMS), Scale(scale=2.5).eval()
+    linear.mix.weight.copy_(1.5 * torch.eye(DIMS.width))
+    given = (with_, without, T3, mask(), condition())
+    assert_close(linear(*given), scale(*given), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [Linear, Transformer])
+def test_learned_guidance_starts_as_the_plain_prediction(kind: type) -> None:
+    with_, without = pair()
+    assert torch.equal(kind(dims=DIMS)(with_, without, T3, mask(), condition()), with_)
+
+
+def test_learned_guidance_is_trained_through_both_branches() -> None:
+    """The weights that make the pair move after one step, though they start at 0."""
+    parts = captioner(guidance=Linear(dims=DIMS))
+    trained(parts, steps=1)
+    assert bool(parts.guidance.mix.weight.any())  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def test_a_transformer_hears_no_padding() -> None:
+    with_, without = pair()
+    rule = stir(Transformer(inner=8, heads=2, dims=DIMS)).eval()
+    junk = torch.where(mask()[..., None], with_, 9.0)
+    one, two = (rule(it, without, T3, mask(), condition()) for it in (with_, junk))
+    assert_close(one[mask()], two[mask()], rtol=1e-5, atol=1e-5)
+
+
+def test_the_classifier_climbs_its_own_slope() -> None:
+    """With f the identity on two numbers: the slope of tau cos(f, g) is
+    tau (g / |g| - cos f / |f|) / |f|, shared over the caption's positions; padding moves not."""
+    dims = replace(DIMS, width=2)
+    rule = Classifier(scale=3.0, inner=2, dims=dims).eval()
+    rule.text = torch.nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        rule.text.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1, 0]]))
+        with_ = torch.randn(3, DIMS.length, 2, generator=rng(1))
+        got = rule(with_, with_, T3, mask(), condition())
+    for row, seen in enumerate(mask()):
+        mean = with_[row, seen].mean(0)
+        image = rule.image(condition().features[row].mean(0)).detach()
+        f, g = mean / mean.norm(), image / image.norm()
+        slope = 10 * (g - (f @ g) * f) / mean.norm() / seen.sum()
+        assert_close(got[row, seen], with_[row, seen] + 3 * slope, rtol=1e-4, atol=1e-5)
+        assert_close(got[row, ~seen], with_[row, ~seen])
+
+
+def test_the_classifier_makes_the_estimate_more_like_the_image() -> None:
+    rule = Classifier(scale=0.5, dims=DIMS).eval()
+    x, given = pair()[0], condition()
+    before = rule.similarity(x, T3, mask(), given.features).diagonal()
+    with torch.no_grad():
+        moved = rule(x, x, T3, mask(), given)
+    after = rule.similarity(moved, T3, mask(), given.features).diagonal()
+    assert bool((after > before).all())
+    hidden = rule(x, x, T3, mask(), condition(keep=False))
+    assert torch.equal(hidden, x), "a withheld image moves the estimate"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
-from cdlm.parts.lengths import Generated, Histogram
+from cdlm.parts.lengths import Generated, Histogram, Predicted
 from cdlm.records import Condition
 from cdlm.testing.examples import DIMS, LENGTHS, batch, rng
 
@@ -45,3 +46,32 @@ def test_histogram_adds_up_batches_and_travels_with_the_weights() -> None:
     other = Histogram(dims=DIMS)
     other.load_state_dict(part.state_dict())
     assert torch.equal(other.counts, part.counts)
+
+
+def test_predicted_draws_from_its_head_or_takes_the_most_likely() -> None:
+    """A head that gives lengths 2 and 5 three chances to one."""
+    features = condition(4000)
+    for draw, shares in (("sample", (0.75, 0.25)), ("most_likely", (1.0, 0.0))):
+        part = Predicted(draw=draw, dims=DIMS).eval()  # type: ignore[arg-type]
+        with torch.no_grad():
+            last = part.head[-1]
+            last.weight.zero_()
+            last.bias.copy_(torch.tensor([0, 3e-30, 0, 0, 1e-30, 0]).log())
+        lengths = part.draw(features, rng()).sum(1)
+        found = [float((lengths == size).float().mean()) for size in (2, 5)]
+        assert found == pytest.approx(shares, abs=0.03)
+
+
+def test_predicted_learns_lengths_that_the_image_tells() -> None:
+    """The feature's first number says the length; 200 steps are enough to hear it."""
+    torch.manual_seed(0)
+    part, size = Predicted(draw="most_likely", dims=DIMS), torch.randint(0, 2, (64,))
+    features = torch.randn(64, DIMS.image_tokens, DIMS.image_width) * 0.1
+    features[..., 0] += 2.0 * size[:, None] - 1
+    given = Condition(features=features, keep=torch.ones(64, dtype=torch.bool))
+    optimizer = torch.optim.Adam(part.parameters(), lr=0.01)
+    for _ in range(200):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(part.logits(given), 2 + 2 * size).backward()
+        optimizer.step()
+    assert torch.equal(part.draw(given, rng()).sum(1), 3 + 2 * size)

@@ -17,6 +17,8 @@ from cdlm.parts.losses import (
     Anchor,
     AnchorRounding,
     Huber,
+    Length,
+    Match,
     MinSnr,
     Mse,
     Prior,
@@ -210,3 +212,30 @@ def test_prior_is_the_kl_to_pure_noise() -> None:
     expected = torch.stack([row[:n].mean() for row, n in zip(nats, LENGTHS, strict=True)])
     assert_close(got, expected)
     assert float(Prior()(Z).max()) < 1e-6  # the quarter circle ends in pure noise
+
+
+# ---------------------------------------------------------------------- what teaches other parts
+
+
+def test_match_is_contrastive_both_ways() -> None:
+    table = Z.guidance.similarity(Z.x0_hat, Z.noised.t, Z.mask, Z.condition.features)  # type: ignore[attr-defined]
+    both = (-table.log_softmax(1).diagonal() - table.log_softmax(0).diagonal()) / 2
+    assert_close(Match()(Z), both)
+
+
+def test_match_does_not_call_captions_of_one_image_wrong_nor_use_withheld_images() -> None:
+    """With captions 0 and 1 of one image, or 2 withheld, one rival is left; then none."""
+    twins = Z.condition.features[[0, 0, 2]]
+    shared = replace(Z, condition=replace(Z.condition, features=twins))
+    table = Z.guidance.similarity(Z.x0_hat, Z.noised.t, Z.mask, twins)  # type: ignore[attr-defined]
+    first = -table[0, [0, 2]].log_softmax(0)[0], -table[[0, 2], 0].log_softmax(0)[0]
+    assert_close(Match()(shared)[0], sum(first) / 2)
+    keep = torch.tensor([True, True, False])
+    alone = replace(shared, condition=replace(shared.condition, keep=keep))
+    assert_close(Match()(alone), torch.zeros(3))
+
+
+def test_length_is_cross_entropy_of_the_place_of_the_end() -> None:
+    logits = Z.length.logits(Z.condition)  # type: ignore[attr-defined]
+    last = torch.tensor(LENGTHS) - 1
+    assert_close(Length()(Z), -logits.log_softmax(1)[torch.arange(3), last])
