@@ -229,6 +229,39 @@ def _limits(text: str) -> tuple[int, int | None]:
     return least, int(found[3]) if found[3] else None if found[2] else least
 
 
+@app.command()
+def probe(
+    run: RunFolder,
+    points: Annotated[int, typer.Option(min=1, max=1000, help="Noise levels.")] = 20,
+    limit: Annotated[int, typer.Option(min=0, help="Captions; 0: all.")] = 200,
+    set_: SamplingSets = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Show how many words one denoising step restores from each noise level.
+
+    With the image, without it (where the run was trained to do without), and by the nearest word
+    alone. Of a run that was trained on train.limit captions: whether it samples them word for word.
+    Writes RUN/probe/probe.json and probe.png.
+    """
+    from rich.console import Console
+
+    from cdlm import probe as probes
+    from cdlm import progress
+    from cdlm import run as job_of
+    from cdlm.rundir import RunDir
+
+    _use_threads(threads)
+    job = job_of.Job.open(RunDir.open(run), job_of.choose_device(device), set_ or [])
+    with progress.bars() as tell:
+        found = probes.probe(job, points, limit, tell)
+    Console(width=None if sys.stdout.isatty() else 100).print(
+        probes.table(found, f"{job.recipe.name}: words restored by one step")
+    )
+    print("\n".join(probes.verdicts(found)))
+    print(f"chart: {probes.write(found, job.run.path / 'probe', job.recipe.name)}")
+
+
 # ----------------------------------------------------------------------------------------- looking
 
 

@@ -75,7 +75,7 @@ class Encoder(Protocol):
     """kind `encoder`: images into features, frozen."""
 
     needs: ClassVar[set[str]]  # of what the dataset provides
-    provides: ClassVar[set[str]]  # {"texts"} where it can encode captions
+    provides: ClassVar[set[str]]  # "texts": features of the dataset's captions, "new_texts": of any
 
     def identity(self) -> dict[str, Any]:
         """All that changes its output (model, weights' sha256, preprocessing): the cache's key."""
@@ -309,7 +309,7 @@ class Selection(Protocol):
     """kind `selection`: one caption of several candidates."""
 
     count: int  # candidates for each image
-    needs: ClassVar[set[str]]  # {"texts"} where it asks the encoder to read captions
+    needs: ClassVar[set[str]]  # {"new_texts"} where it asks the encoder to read captions
 
     def __call__(
         self, candidates: list[list[str]], features: Tensor, encoder: Encoder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,8 @@ class Pretrained(nn.Module):
     (DistilBERT's word embeddings, frozen).
     Raises CdlmError where width or vocabulary do not fit.
     """
+
+    needs: ClassVar[set[str]] = {"vocabulary"}
 
     def __init__(
         self,

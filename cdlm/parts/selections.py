@@ -71,7 +71,7 @@ class Similarity:
     this ranks by.   Raises CdlmError where the encoder has no text tower.
     """
 
-    needs: ClassVar[set[str]] = {"texts"}
+    needs: ClassVar[set[str]] = {"new_texts"}
 
     count: Positive = 10  # candidates for each image
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from tokenizers import Tokenizer as Engine
@@ -156,6 +157,8 @@ class HuggingFace(_Wrapped):
     The end of a caption is its `end` token; nothing is put in front. Shapes: captions -> ids B L,
     mask B L.   Raises CdlmError where the file is missing or has no such tokens.
     """
+
+    provides: ClassVar[set[str]] = {"vocabulary"}  # one that was there before the captions
 
     def __init__(
         self,

@@ -51,7 +51,7 @@ class OpenClip:
     """
 
     needs: ClassVar[set[str]] = {"images"}
-    provides: ClassVar[set[str]] = {"texts"}
+    provides: ClassVar[set[str]] = {"texts", "new_texts"}
 
     def __init__(
         self,

@@ -1,0 +1,238 @@
+"""What a trained run can restore: one denoising step from every noise level, and the small trials.
+
+Of x_t = alpha x0 + sigma eps, made from true captions, the network's x0_hat is rounded to words
+once, and words are counted, without padding and end. Beside it stand the same without the image,
+and what the nearest word to x_t / alpha gives: what nobody needs a network for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor
+
+from cdlm import rundir
+from cdlm.compose import Parts
+from cdlm.kernels.nearest import nearest_token
+from cdlm.network import answer
+from cdlm.progress import Tell, silent
+from cdlm.protocols import Split
+from cdlm.recipe import Recipe
+from cdlm.records import Batch, Condition
+from cdlm.run import Job, caption_features
+from cdlm.train import corrupt
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHARE = 0.95  # "restores" means this share of words
+WITH, WITHOUT, NEAREST = "with the image", "without the image", "nearest word alone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Captions learnt by heart: what is sampled for their images."""
+
+    captions: int  # that the run was trained on
+    images: int  # that they belong to
+    right: int  # images whose sampled caption is one of theirs
+
+    @property
+    def passed(self) -> bool:
+        return self.right == self.images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What was found. Every curve has a share of restored words for each time."""
+
+    split: str
+    captions: int
+    words: int  # that were counted, at each time
+    step: int  # of the weights
+    levels: int  # T of a run that was trained on T discrete levels; else 0
+    times: list[float]  # t, rising
+    log_snr: list[float]  # log(alpha^2 / sigma^2) at each time
+    curves: dict[str, list[float]]
+    trial: Trial | None
+
+    def reach(self, curve: str) -> float:
+        """The last time up to which the curve stays at SHARE or above; 0 where it never is."""
+        reached = 0.0
+        for t, share in zip(self.times, self.curves[curve], strict=True):
+            if share < SHARE:
+                break
+            reached = t
+        return reached
+
+
+def probe(job: Job, points: int, limit: int, tell: Tell = silent) -> Probe:
+    """Restore true captions from `points` noise levels, and sample those of a small trial.
+
+    The captions are the first ones of `limit` images of the evaluation split; of a run that was
+    trained on `train.limit` captions, those. Raises RunError where the run has no weights.
+    """
+    step, recipe = job.load_weights(), job.recipe
+    small = recipe.train.limit
+    name = "train" if small else recipe.evaluate.split
+    levels = _levels(recipe)
+    times = [i / points for i in range(1, points + 1)]
+    if levels:
+        times = sorted({max(1, round(t * levels)) / levels for t in times})
+    split = job.split(name)
+    rows, texts = _chosen(split, small, limit)
+    table = job.features(name, tell)
+    batch = _batch(job, table[rows], texts)
+    curves: dict[str, list[float]] = {it: [] for it in _wanted(job.parts)}
+    for i, t in enumerate(times):
+        tell("probing", i, len(times), f"t = {t:.2f}")
+        for curve, share in _restored(job.parts, batch, t, recipe.seed):
+            curves[curve].append(share)
+    tell("probing", len(times), len(times), "")
+    level = job.parts.schedule(torch.tensor(times, dtype=torch.float64, device=job.device))
+    return Probe(
+        split=name,
+        captions=len(texts),
+        words=int(_counted(job.parts, batch).sum()),
+        step=step,
+        levels=levels,
+        times=times,
+        log_snr=(2 * (level.alpha / level.sigma).log()).tolist(),
+        curves=curves,
+        trial=_trial(job, table, rows, texts, tell) if small else None,
+    )
+
+
+def _levels(recipe: Recipe) -> int:
+    """T, where schedule or timesteps count in steps."""
+    for kind in ("timesteps", "schedule"):
+        if steps := recipe.one(kind).parameters.get("steps"):
+            return int(steps)
+    return 0
+
+
+def _chosen(split: Split, small: int, limit: int) -> tuple[list[int], list[str]]:
+    """Rows of images and a caption for each: the trained ones, or the first of each image."""
+    flat = [(row, text) for row, texts in enumerate(split.captions) for text in texts]
+    firsts = [(row, texts[0]) for row, texts in enumerate(split.captions)]
+    rows, texts = zip(*(flat[:small] if small else firsts)[: limit or None], strict=True)
+    return list(rows), list(texts)
+
+
+def _batch(job: Job, features: Tensor, texts: list[str]) -> Batch:
+    ids, mask = job.parts.tokenizer.encode(texts, job.recipe.model.length)
+    on = job.device
+    return Batch(ids=ids.to(on), mask=mask.to(on), features=features.to(on))
+
+
+def _wanted(parts: Parts) -> list[str]:
+    """The curves: without the image only of a network that has learnt to do without."""
+    return [WITH, *([WITHOUT] if parts.guidance.drop else []), NEAREST]
+
+
+def _counted(parts: Parts, batch: Batch) -> Tensor:
+    """B L bool: the places of words."""
+    return batch.mask & (batch.ids != parts.tokenizer.end) & (batch.ids != parts.tokenizer.pad)
+
+
+@torch.no_grad()
+def _restored(parts: Parts, batch: Batch, t: float, seed: int) -> Iterator[tuple[str, float]]:
+    """The share of words that come back from time t, for each curve."""
+    x0, counted = parts.embedding(batch.ids), _counted(parts, batch)
+    eps = torch.randn(x0.shape, generator=Generator(x0.device).manual_seed(seed), device=x0.device)
+    times = x0.new_full((len(x0),), t)
+    noised = corrupt(x0, eps, times, parts.schedule)
+    mask = parts.length.mask(batch)
+
+    def said(keep: bool) -> Tensor:
+        kept = torch.full((len(x0),), keep, device=x0.device)
+        condition = Condition(features=batch.features, keep=kept)
+        return answer(parts, noised.x_t, times, condition, mask).x0_hat
+
+    makers: dict[str, Callable[[], Tensor]] = {
+        WITH: lambda: said(True),
+        WITHOUT: lambda: said(False),
+        NEAREST: lambda: noised.x_t / parts.schedule(times).over(x0).alpha,
+    }
+    for curve in _wanted(parts):
+        ids = nearest_token(makers[curve]().flatten(0, 1), parts.embedding.table())
+        right = (ids.view(batch.ids.shape) == batch.ids)[counted]
+        yield curve, float(right.float().mean())
+
+
+def _trial(job: Job, table: Tensor, rows: list[int], texts: list[str], tell: Tell) -> Trial:
+    images = sorted(set(rows))
+    tokenizer, length = job.parts.tokenizer, job.recipe.model.length
+    learnt = tokenizer.decode(tokenizer.encode(texts, length)[0])
+    own = {i: {text for row, text in zip(rows, learnt, strict=True) if row == i} for i in images}
+    said = caption_features(job, table[images], job.recipe.seed, len(images), tell)
+    right = sum(it.caption in own[i] for i, it in zip(images, said, strict=True))
+    return Trial(captions=len(texts), images=len(images), right=right)
+
+
+# ----------------------------------------------------------------------------------------- shown
+
+
+def verdicts(found: Probe) -> list[str]:
+    """What the curves say, in words."""
+    said = [f"one step restores {SHARE:.0%} of the words"]
+    said += [f"    {name:<18} {_till(found, found.reach(name))}" for name in found.curves]
+    if found.trial:
+        trial = found.trial
+        word, plural = "passed" if trial.passed else "failed", "" if trial.captions == 1 else "s"
+        said.append(
+            f"trial of {trial.captions} caption{plural}: {word}, "
+            f"{trial.right} of {trial.images} sampled word for word"
+        )
+    return said
+
+
+def _till(found: Probe, t: float) -> str:
+    if not t:
+        return "nowhere"
+    place = found.times.index(t)
+    step = f", step {round(t * found.levels)} of {found.levels}" if found.levels else ""
+    return f"up to t = {t:.2f} (log-SNR {found.log_snr[place]:+.1f}{step})"
+
+
+def table(found: Probe, title: str) -> Table:
+    """A row for each time."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("t", "log-SNR", *found.curves):
+        drawn.add_column(name, justify="right")
+    for i, t in enumerate(found.times):
+        shares = [f"{curve[i]:.3f}" for curve in found.curves.values()]
+        drawn.add_row(f"{t:.2f}", f"{found.log_snr[i]:+.1f}", *shares)
+    return drawn
+
+
+def write(found: Probe, folder: Path, title: str) -> Path:
+    """probe.json and probe.png into this folder; the picture's path. Raises OSError."""
+    from cdlm import charts
+
+    folder.mkdir(exist_ok=True)
+    facts = asdict(found) | {"reach": {name: found.reach(name) for name in found.curves}}
+    if found.trial:
+        facts["trial"]["passed"] = found.trial.passed
+    rundir.write_text(folder / "probe.json", json.dumps(facts, indent=2) + "\n")
+    picture = folder / "probe.png"
+    charts.lines(
+        picture,
+        {name: (found.times, shares) for name, shares in found.curves.items()},
+        title=f"{title}: words restored by one step",
+        across="t (0: clean text, 1: noise)",
+        up="share of words",
+        ceiling=1.03,
+        note=f"{found.words:,} words of {found.captions:,} captions, {found.split} split, "
+        f"weights of step {found.step}",
+    )
+    return picture
