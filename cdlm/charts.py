@@ -12,6 +12,7 @@ COLOURS = ("#2563eb", "#e07a1f", "#1f9d55", "#8b4fc8", "#d64545", "#12879b", "#8
 MARKS = "osD^vPX*"
 SIZE = (7.2, 4.4)  # inches
 DPI = 200
+ROUND = [step * 10.0**power for power in range(-6, 7) for step in (1, 2, 5)]  # ticks of logarithms
 
 
 def lines(
@@ -43,7 +44,8 @@ def lines(
         )  # fmt: skip
     if log:
         axes.set_xscale("log")
-        ticks = sorted({x for xs, _ in curves.values() for x in xs})
+        seen = [x for xs, _ in curves.values() for x in xs]
+        ticks = [it for it in ROUND if min(seen) <= it <= max(seen)]
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()
     axes.set_ylim(0, ceiling)

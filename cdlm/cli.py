@@ -230,6 +230,53 @@ def _limits(text: str) -> tuple[int, int | None]:
 
 
 @app.command()
+def frontier(
+    run: RunFolder,
+    samplers: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Samplers; all there are, unless given.")
+    ] = "",
+    steps: Annotated[str, typer.Option(metavar="N,M,...", help="Numbers of steps.")] = "5,10,20,50",
+    limit: Annotated[int, typer.Option(min=0, help="Images; 0: all of the split.")] = 200,
+    set_: SamplingSets = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Try every sampler on a trained run.
+
+    Like: cdlm frontier RUN --samplers ddim,ddpm --steps 5,20 --set grid.td=0.02. Prints the run's
+    metrics against steps, network calls and seconds; writes RUN/frontier/frontier.json and
+    frontier.png.
+    """
+    from rich.console import Console
+
+    from cdlm import frontier as frontiers
+    from cdlm import progress
+    from cdlm import run as job_of
+    from cdlm.rundir import RunDir
+
+    _use_threads(threads)
+    names, numbers = frontiers.samplers(samplers), _numbers(steps)
+    job = job_of.Job.open(RunDir.open(run), job_of.choose_device(device), set_ or [])
+    with progress.bars() as tell:
+        found = frontiers.measure(job, names, numbers, limit, tell)
+    Console(width=None if sys.stdout.isatty() else 120).print(
+        frontiers.table(found, f"{job.recipe.name}: every sampler on one checkpoint")
+    )
+    print(f"chart: {frontiers.write(found, job.run.path / 'frontier', job.recipe.name)}")
+
+
+def _numbers(text: str) -> list[int]:
+    """The rising numbers that "5,10,20" says. Raises CdlmError."""
+    try:
+        found = sorted({int(word) for word in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or found[0] < 1:
+        raise CdlmError(f'--steps {text}: expected numbers from 1 on, such as "5,10,20"')
+    return found
+
+
+@app.command()
 def probe(
     run: RunFolder,
     points: Annotated[int, typer.Option(min=1, max=1000, help="Noise levels.")] = 20,
@@ -238,11 +285,12 @@ def probe(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Show how many words one denoising step restores from each noise level.
+    """Show what one denoising step restores.
 
-    With the image, without it (where the run was trained to do without), and by the nearest word
-    alone. Of a run that was trained on train.limit captions: whether it samples them word for word.
-    Writes RUN/probe/probe.json and probe.png.
+    How many words of true captions come back from each noise level: with the image, without it
+    (where the run was trained to do without), and by the nearest word alone. Of a run that was
+    trained on train.limit captions: whether it samples them word for word. Writes
+    RUN/probe/probe.json and probe.png.
     """
     from rich.console import Console
 

@@ -20,11 +20,21 @@ from cdlm.registry import KINDS, Entry
 ROOT = Path(cdlm.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 SPINE = (
-    "cdlm", "cdlm.cli", "cdlm.describe", "cdlm.doctor", "cdlm.errors", "cdlm.layers", "cdlm.parts",
-    "cdlm.places", "cdlm.plugins", "cdlm.progress", "cdlm.protocols", "cdlm.recipe", "cdlm.records",
-    "cdlm.registry", "cdlm.rundir", "cdlm.schema", "cdlm.signature", "cdlm.toml", "cdlm.values",
+    "cdlm", "cdlm.charts", "cdlm.cli", "cdlm.describe", "cdlm.doctor", "cdlm.errors",
+    "cdlm.layers", "cdlm.parts", "cdlm.places", "cdlm.plugins", "cdlm.progress", "cdlm.protocols",
+    "cdlm.recipe", "cdlm.records", "cdlm.registry", "cdlm.rundir", "cdlm.schema", "cdlm.signature",
+    "cdlm.toml", "cdlm.values",
 )  # fmt: skip
-HEAVY = ("torch", "transformers", "open_clip", "torchvision", "numpy", "PIL", "tokenizers")
+HEAVY = (
+    "torch",
+    "transformers",
+    "open_clip",
+    "torchvision",
+    "numpy",
+    "PIL",
+    "tokenizers",
+    "matplotlib",
+)
 FOR_PARTS = ("errors", "kernels", "parts", "protocols", "records", "values")  # of cdlm
 ALSO = {"parts/__init__.py": ("plugins", "registry"), "parts/encoders": ("places",)}
 BUILT_IN = [
@@ -94,8 +104,8 @@ def test_the_spine_is_all_that_is_not_flow_parts_or_kernels() -> None:
     spine = {name.removeprefix("cdlm.") for name in SPINE}
     others = {path.stem for path in ROOT.glob("*.py")} - spine - {"__init__"}
     assert others == {
-        "captioner", "checkpoint", "compose", "data", "evaluate", "features", "gallery", "network",
-        "pretrain", "run", "sample", "train",
+        "captioner", "checkpoint", "compose", "data", "evaluate", "features", "frontier", "gallery",
+        "network", "pretrain", "probe", "run", "sample", "train",
     }  # fmt: skip
 
 

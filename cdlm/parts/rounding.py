@@ -13,7 +13,10 @@ from cdlm.values import Fraction
 
 @dataclass(frozen=True, kw_only=True)
 class Free:
-    """The estimate is used as it is.   Shapes: B L E."""
+    """The estimate is used as it is.
+
+    Shapes: B L E.
+    """
 
     def __call__(self, x0_hat: Tensor, t: float, embedding: Embedding) -> Tensor:
         return x0_hat

@@ -23,7 +23,10 @@ Words = list[str]
 
 @dataclass(frozen=True, kw_only=True)
 class First:
-    """The only candidate: a single sample.   Shapes: -> B positions, all 0."""
+    """The only candidate: a single sample.
+
+    Shapes: -> B positions, all 0.
+    """
 
     needs: ClassVar[set[str]] = set()
     count: ClassVar[int] = 1

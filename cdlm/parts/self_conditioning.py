@@ -11,7 +11,10 @@ from cdlm.values import Fraction
 
 
 class Forgetful(nn.Module):
-    """The network is told nothing.   Shapes: -> None."""
+    """The network is told nothing.
+
+    Shapes: -> None.
+    """
 
     def __init__(self) -> None:
         super().__init__()
