@@ -215,6 +215,7 @@ breaks("conditioning", "keeps_the_text_in_place")(
 breaks("conditioning", "hides_a_withheld_image")(
     lambda: _time(lambda s, given: replace(s, h=s.h + _image(given)))
 )
+breaks("conditioning", "tells_something")(lambda: _time(lambda s, _: replace(s, h=s.h + 1)))
 breaks("conditioning", "counts_each_caption_alone")(
     lambda: _time(lambda s, _: replace(s, h=s.h + s.h.mean(0)))
 )
@@ -239,6 +240,11 @@ def _with_idle_weight() -> Any:
     return part
 
 
+def _first(h: Tensor) -> Tensor:
+    """1 at the first position, 0 at all others."""
+    return (torch.arange(h.shape[1]) == 0)[:, None].to(h)
+
+
 def _writing(self: Any, stream: Any) -> Tensor:
     return stream.h.mul_(0.9)
 
@@ -250,6 +256,10 @@ breaks("denoiser", "never_leaks_padding")(
     lambda: _transformer(lambda self, s: s.h + s.h.mean(1, keepdim=True))
 )
 breaks("denoiser", "reads_what_it_declares")(lambda: _transformer(reads={"tokens", "context"}))
+breaks("denoiser", "lets_time_through")(
+    lambda: _transformer(lambda self, s: Transformer.forward(self, s) * _first(s.h))
+)
+breaks("denoiser", "hears_extra_tokens")(lambda: _transformer(lambda self, s: 2 * s.h))
 breaks("denoiser", "counts_each_caption_alone")(
     lambda: _transformer(lambda self, s: s.h + s.h.mean(0))
 )
@@ -525,6 +535,7 @@ def _counting() -> Callable[[Any, str], None]:
 
 breaks("dataset", "captions_every_image")(lambda: _shapes(_set(captions=[[" "]] * 6)))
 breaks("dataset", "keeps_splits_apart")(lambda: _shapes(_set(fingerprint="the same")))
+breaks("dataset", "weighs_every_image")(lambda: _shapes(_set(weights=[0.0] * 6)))
 breaks("dataset", "repeats")(lambda: _shapes(_counting()))
 breaks("dataset", "gives_the_images_asked_for")(
     lambda: _shapes(

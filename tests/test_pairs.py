@@ -60,6 +60,15 @@ OPTIONS: dict[Item, dict[str, Any]] = {  # what a component can't do without, or
         "captions": "{files}/captions.safetensors",
     },
     ("dataset", "flickr8k"): {"root": "{files}/flickr8k"},
+    ("dataset", "flickr30k"): {"root": "{files}/photos"},
+    ("dataset", "coco"): {"root": "{files}/photos", "splits": "karpathy"},
+    ("dataset", "folder"): {"root": "{files}/photos"},
+    ("dataset", "mix"): {
+        "of": [
+            {"use": "folder", "root": "{files}/photos"},
+            {"use": "flickr8k", "root": "{files}/flickr8k"},
+        ]
+    },
     ("tokenizer", "bpe"): {"vocabulary": 40},
     ("tokenizer", "hugging_face"): {"source": "{files}/tokenizer.json"},
     ("embedding", "pretrained"): {"source": "{files}/bert"},
@@ -170,11 +179,7 @@ MODEL = "[model]\nwidth = 8\nhidden = 16\nlength = 24\n[train]\nbatch = 4"
 
 def table(kind: str, use: str, files: Path) -> str:
     options = OPTIONS.get((kind, use), {})
-    values = {
-        key: value.format(files=files) if isinstance(value, str) else value
-        for key, value in options.items()
-    }
-    return toml.text({"use": use, **values})
+    return toml.text({"use": use, **options}).replace("{files}", str(files))
 
 
 # ------------------------------------------------------------------------------------- toy files
@@ -189,6 +194,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos in Flickr8k's layout, features for all images and captions, a tokenizer, a BERT."""
     root = tmp_path_factory.mktemp("pairs")
     write_flickr8k(root / "flickr8k")
+    write_photos(root / "photos")
     write_features(root)
     write_tokenizer(root / "tokenizer.json")
     config = DistilBertConfig(
@@ -212,6 +218,31 @@ def write_flickr8k(root: Path) -> None:
             Image.new("RGB", (24, 24), colour).save(root / "Flicker8k_Dataset" / name)
             lines.append(f"{name}#0\t{next(texts)} .")
     (root / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
+
+
+def write_photos(root: Path) -> None:
+    """Seven photos in the layouts of flickr30k, coco and folder at once."""
+    from PIL import Image
+
+    (root / "flickr30k-images").mkdir(parents=True)
+    (root / "val2014").mkdir()
+    tokens, lines, entries = [], [], []
+    for i, split in enumerate(["train"] * 4 + ["val"] * 2 + ["test"]):
+        name, text = f"{i}.jpg", SENTENCES[5 * i]
+        for below in (".", "flickr30k-images", "val2014"):
+            Image.new("RGB", (24, 24), (30 * i, 60, 90)).save(root / below / name)
+        tokens.append(f"{name}#0\t{text} .")
+        lines.append({"image": name, "caption": text, "split": split})
+        words = [{"raw": text}]
+        entries.append(
+            {"filepath": "val2014", "filename": name, "split": split, "sentences": words}
+        )
+    (root / "flickr30k.token.txt").write_text("\n".join(tokens))
+    (root / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (root / "dataset_coco.json").write_text(json.dumps({"images": entries}))
+    for split in ("train", "val", "test"):
+        names = [it["image"] for it in lines if it["split"] == split]
+        (root / f"{split}.txt").write_text("\n".join(names))
 
 
 def write_features(root: Path) -> None:

@@ -13,6 +13,10 @@ BUILT_IN = {
     "dataset": {
         "shapes": "cdlm.parts.datasets.shapes.dataset:Shapes",
         "flickr8k": "cdlm.parts.datasets.flickr8k:Flickr8k",
+        "flickr30k": "cdlm.parts.datasets.flickr30k:Flickr30k",
+        "coco": "cdlm.parts.datasets.coco:Coco",
+        "folder": "cdlm.parts.datasets.folder:Folder",
+        "mix": "cdlm.parts.datasets.mix:Mix",
     },
     "encoder": {
         "open_clip": "cdlm.parts.encoders.open_clip:OpenClip",

@@ -55,6 +55,14 @@ def check_dataset_keeps_splits_apart(dataset: Dataset) -> None:
     assert len({split.fingerprint for split in found.values()}) == len(found), "one fingerprint"
 
 
+def check_dataset_weighs_every_image(dataset: Dataset) -> None:
+    """Every image has a weight, finite and above 0."""
+    for name, split in _splits(dataset).items():
+        assert len(split.weights) == len(split.ids), f"{name}: {len(split.weights)} weights"
+        good = all(math.isfinite(weight) and weight > 0 for weight in split.weights)
+        assert good, f"{name}: a weight that is no number above 0"
+
+
 def check_dataset_repeats(dataset: Dataset) -> None:
     """Asked twice, a split has the same ids, captions, fingerprint and pixels."""
     for name in _splits(dataset):

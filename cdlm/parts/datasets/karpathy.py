@@ -1,0 +1,44 @@
+"""Karpathy's split files: dataset_flickr30k.json, dataset_coco.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdlm.errors import DataError
+
+SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of the file."""
+
+    image: str  # file name
+    below: str  # its path below the folder of photos
+    split: str  # train, val or test; "restval" counts as train
+    captions: list[str]
+
+
+def read(path: Path) -> list[Entry]:
+    """Every image with captions. Errors: DataError for a file of another form."""
+    try:
+        images = json.loads(path.read_bytes())["images"]
+        return [_entry(image) for image in images]
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: expected Karpathy's JSON, images = [{{filename, split, sentences}}]; "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _entry(image: dict[str, Any]) -> Entry:
+    name = image["filename"]
+    folder = image.get("filepath", "")
+    texts = [" ".join(sentence["raw"].split()) for sentence in image["sentences"]]
+    below = f"{folder}/{name}" if folder else name
+    return Entry(name, below, SPLITS[image["split"]], [text for text in texts if text])
