@@ -356,11 +356,34 @@ def plugins_(
 
 
 @app.command()
-def doctor() -> None:
-    """Examine this machine: versions, devices, Java, disk."""
+def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="Examine its features instead.")
+    ] = None,
+    set_: Sets = None,
+) -> None:
+    """Examine this machine, or a recipe's features.
+
+    Without a recipe: versions, devices, Java, disk. With one: whether the features of its images,
+    and of its captions where the encoder has them, are finite, normalised, in the order of their
+    names, and not swapped; on the split of [evaluate]. For a file of ready features:
+    cdlm doctor RECIPE --set 'encoder={use="features", path="FILE"}'. Exit code 1: something is bad.
+    """
     from cdlm import describe
 
-    healthy, text = describe.health()
+    if recipe is None:
+        if set_:
+            raise CdlmError("--set is for a recipe, and has no effect without one")
+        healthy, text = describe.health()
+    else:
+        from cdlm import recipe as recipes
+
+        resolved = recipes.load(recipe, set_ or [])
+        from cdlm import checkup, progress
+
+        with progress.bars() as tell:
+            found = checkup.examine(resolved, tell)
+        healthy, text = describe.findings(found)
     print(text)
     raise typer.Exit(0 if healthy else 1)
 

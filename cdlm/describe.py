@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cdlm import plugins, schema, signature, toml
 from cdlm import recipe as recipes
 from cdlm.errors import CdlmError, PluginError, nearest
 from cdlm.registry import KINDS, Entry
 from cdlm.signature import Parameter
+
+if TYPE_CHECKING:
+    from cdlm.doctor import Finding
 
 
 def shown(what: str, name: str, sets: Sequence[str]) -> str:
@@ -119,14 +123,17 @@ def plugins_installed(verbose: bool = False) -> str:
 
 
 def health() -> tuple[bool, str]:
-    """Whether nothing is bad, and the doctor's findings."""
+    """Whether nothing is bad, and the doctor's findings on this machine."""
     from cdlm.doctor import examine
 
-    failed = {str(f.plugin): f.reason for f in plugins.load().failures}
-    findings = examine(failed)
+    return findings(examine({str(f.plugin): f.reason for f in plugins.load().failures}))
+
+
+def findings(found: Sequence[Finding]) -> tuple[bool, str]:
+    """Whether nothing is bad, and a line or two for each."""
     lines = []
-    for finding in findings:
+    for finding in found:
         lines.append(f"{finding.status:<5} {finding.name}: {finding.text}")
         if finding.mend:
             lines.append(f"      {finding.mend}")
-    return all(finding.status != "bad" for finding in findings), "\n".join(lines)
+    return all(finding.status != "bad" for finding in found), "\n".join(lines)

@@ -29,6 +29,7 @@ REQUIRED = (
     "tokenizers",
     "pycocoevalcap",
     "numpy",
+    "matplotlib",
     "pillow",
     "pluggy",
     "typer",

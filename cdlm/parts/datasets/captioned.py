@@ -105,6 +105,7 @@ class Row:
 
 
 def token_rows(path: Path) -> Iterator[Row]:
+    """name.jpg#0<TAB>caption, as the original Flickr archives have it."""
     for number, line in lines(path):
         match = ROW.fullmatch(line) if isinstance(line, str) else None
         if isinstance(line, UnicodeDecodeError):
@@ -118,6 +119,7 @@ def token_rows(path: Path) -> Iterator[Row]:
 
 
 def kaggle_rows(path: Path) -> Iterator[Row]:
+    """image,caption, as Kaggle has Flickr8k."""
     rows = lines(path)
     number, header = next(rows, (1, ""))
     if not isinstance(header, str) or not re.fullmatch(r"\s*image\s*,\s*caption\s*", header):
@@ -267,6 +269,7 @@ def hash_split(image: str) -> str:
 def with_captions(
     wanted: Sequence[str], captions: dict[str, list[str]]
 ) -> tuple[list[str], list[Drop]]:
+    """Those that have captions, and those that have none."""
     kept = [image for image in wanted if image in captions]
     return kept, [(image, "no caption") for image in wanted if image not in captions]
 
@@ -296,11 +299,13 @@ def _fault(path: Path) -> str:
 
 
 def listed(bad: Sequence[Drop]) -> list[str]:
+    """The first few of what is bad, a line each."""
     lines = [f"{what}: {why}" for what, why in bad[: photos.SHOWN]]
     return lines + (["..."] if len(bad) > photos.SHOWN else [])
 
 
 def quoted(text: str) -> str:
+    """A text in quotes, cut where it is long."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -39,7 +39,7 @@ class Mix:
     provides: ClassVar[set[str]] = {"images"}
 
     of: list[AnyDataset]
-    weights: list[float] = field(default_factory=list)  # one for each dataset; all 1, unless given
+    weights: list[float] | None = None  # one for each dataset; all 1, unless given
     on_leak: Literal["refuse", "drop"] = "refuse"  # of photos that others validate or test on
 
     def __post_init__(self) -> None:
