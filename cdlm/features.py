@@ -109,7 +109,7 @@ class Kept:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(self.path, save({"features": tensor}, metadata=self._stamped(tensor)))
         except (OSError, CdlmError) as error:
-            log.warning("image features are not kept for next time: %s", error)
+            log.warning("features are not kept for next time: %s", error)
 
     def _stamped(self, tensor: Tensor) -> dict[str, str]:
         return self.about | {"sha256": _checksum(tensor)}

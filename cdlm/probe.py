@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
+from cdlm import recipe as recipes
 from cdlm import rundir
-from cdlm.compose import Parts
+from cdlm.compose import Parts, make
 from cdlm.kernels.nearest import nearest_token
 from cdlm.network import answer
 from cdlm.progress import Tell, silent
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHARE = 0.95  # "restores" means this share of words
+TINY = 1e-12  # stands for an alpha of 0, which some schedules have at t = 1
 WITH, WITHOUT, NEAREST = "with the image", "without the image", "nearest word alone"
 
 
@@ -38,7 +40,7 @@ WITH, WITHOUT, NEAREST = "with the image", "without the image", "nearest word al
 class Trial:
     """Captions learnt by heart: what is sampled for their images."""
 
-    captions: int  # that the run was trained on
+    captions: int  # that the run was trained on, of these images
     images: int  # that they belong to
     right: int  # images whose sampled caption is one of theirs
 
@@ -88,11 +90,11 @@ def probe(job: Job, points: int, limit: int, tell: Tell = silent) -> Probe:
     rows, texts = _chosen(split, small, limit)
     table = job.features(name, tell)
     batch = _batch(job, table[rows], texts)
-    curves: dict[str, list[float]] = {it: [] for it in _wanted(job.parts)}
+    curves: dict[str, list[float]] = {it: [] for it in _wanted(job)}
     for i, t in enumerate(times):
         tell("probing", i, len(times), f"t = {t:.2f}")
-        for curve, share in _restored(job.parts, batch, t, recipe.seed):
-            curves[curve].append(share)
+        for curve, x0_hat in _estimates(job, batch, t, list(curves)):
+            curves[curve].append(_share(job.parts, batch, x0_hat))
     tell("probing", len(times), len(times), "")
     level = job.parts.schedule(torch.tensor(times, dtype=torch.float64, device=job.device))
     return Probe(
@@ -102,9 +104,9 @@ def probe(job: Job, points: int, limit: int, tell: Tell = silent) -> Probe:
         step=step,
         levels=levels,
         times=times,
-        log_snr=(2 * (level.alpha / level.sigma).log()).tolist(),
+        log_snr=(2 * (level.alpha.clamp(min=TINY) / level.sigma).log()).tolist(),
         curves=curves,
-        trial=_trial(job, table, rows, texts, tell) if small else None,
+        trial=_trial(job, table, rows, tell) if small else None,
     )
 
 
@@ -116,11 +118,16 @@ def _levels(recipe: Recipe) -> int:
     return 0
 
 
+def _trained(split: Split, small: int) -> list[tuple[int, str]]:
+    """The captions that a small trial was trained on, each with the row of its image."""
+    return [(row, text) for row, texts in enumerate(split.captions) for text in texts][:small]
+
+
 def _chosen(split: Split, small: int, limit: int) -> tuple[list[int], list[str]]:
     """Rows of images and a caption for each: the trained ones, or the first of each image."""
-    flat = [(row, text) for row, texts in enumerate(split.captions) for text in texts]
     firsts = [(row, texts[0]) for row, texts in enumerate(split.captions)]
-    rows, texts = zip(*(flat[:small] if small else firsts)[: limit or None], strict=True)
+    chosen = _trained(split, small) if small else firsts
+    rows, texts = zip(*chosen[: limit or None], strict=True)
     return list(rows), list(texts)
 
 
@@ -130,9 +137,14 @@ def _batch(job: Job, features: Tensor, texts: list[str]) -> Batch:
     return Batch(ids=ids.to(on), mask=mask.to(on), features=features.to(on))
 
 
-def _wanted(parts: Parts) -> list[str]:
-    """The curves: without the image only of a network that has learnt to do without."""
-    return [WITH, *([WITHOUT] if parts.guidance.drop else []), NEAREST]
+def _wanted(job: Job) -> list[str]:
+    """The curves: without the image only of a network that has learnt to do without.
+
+    What it has learnt, the run's own recipe says; the job's may sample with another guidance.
+    """
+    trained = recipes.loads(job.run.recipe_text(), place=str(job.run.recipe))
+    guidance = make(trained.one("guidance"), dims=job.parts.dims)
+    return [WITH, *([WITHOUT] if guidance.drop else []), NEAREST]
 
 
 def _counted(parts: Parts, batch: Batch) -> Tensor:
@@ -140,39 +152,52 @@ def _counted(parts: Parts, batch: Batch) -> Tensor:
     return batch.mask & (batch.ids != parts.tokenizer.end) & (batch.ids != parts.tokenizer.pad)
 
 
+def _share(parts: Parts, batch: Batch, x0_hat: Tensor) -> float:
+    """The share of words to which an estimate B L E is nearest."""
+    ids = nearest_token(x0_hat.flatten(0, 1), parts.embedding.table()).view(batch.ids.shape)
+    return float((ids == batch.ids)[_counted(parts, batch)].float().mean())
+
+
 @torch.no_grad()
-def _restored(parts: Parts, batch: Batch, t: float, seed: int) -> Iterator[tuple[str, float]]:
-    """The share of words that come back from time t, for each curve."""
-    x0, counted = parts.embedding(batch.ids), _counted(parts, batch)
-    eps = torch.randn(x0.shape, generator=Generator(x0.device).manual_seed(seed), device=x0.device)
-    times = x0.new_full((len(x0),), t)
-    noised = corrupt(x0, eps, times, parts.schedule)
+def _estimates(job: Job, batch: Batch, t: float, curves: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """For each curve, the x0_hat B L E that it makes of the captions at time t."""
+    parts, x0 = job.parts, job.parts.embedding(batch.ids)
+    rng = Generator(x0.device).manual_seed(job.recipe.seed)
+    eps = torch.randn(x0.shape, generator=rng, device=x0.device)
+    noised = corrupt(x0, eps, x0.new_full((len(x0),), t), parts.schedule)
     mask = parts.length.mask(batch)
 
     def said(keep: bool) -> Tensor:
         kept = torch.full((len(x0),), keep, device=x0.device)
-        condition = Condition(features=batch.features, keep=kept)
-        return answer(parts, noised.x_t, times, condition, mask).x0_hat
+        columns = (noised.x_t, noised.t, batch.features, kept, mask)
+        pieces = zip(*(it.split(job.recipe.evaluate.batch) for it in columns), strict=True)
+        return torch.cat(
+            [
+                answer(parts, x_t, times, Condition(features=features, keep=given), seen).x0_hat
+                for x_t, times, features, given, seen in pieces
+            ]
+        )
 
     makers: dict[str, Callable[[], Tensor]] = {
         WITH: lambda: said(True),
         WITHOUT: lambda: said(False),
-        NEAREST: lambda: noised.x_t / parts.schedule(times).over(x0).alpha,
+        NEAREST: lambda: noised.x_t / parts.schedule(noised.t).over(x0).alpha.clamp(min=TINY),
     }
-    for curve in _wanted(parts):
-        ids = nearest_token(makers[curve]().flatten(0, 1), parts.embedding.table())
-        right = (ids.view(batch.ids.shape) == batch.ids)[counted]
-        yield curve, float(right.float().mean())
+    for curve in curves:
+        yield curve, makers[curve]()
 
 
-def _trial(job: Job, table: Tensor, rows: list[int], texts: list[str], tell: Tell) -> Trial:
-    images = sorted(set(rows))
-    tokenizer, length = job.parts.tokenizer, job.recipe.model.length
-    learnt = tokenizer.decode(tokenizer.encode(texts, length)[0])
-    own = {i: {text for row, text in zip(rows, learnt, strict=True) if row == i} for i in images}
-    said = caption_features(job, table[images], job.recipe.seed, len(images), tell)
-    right = sum(it.caption in own[i] for i, it in zip(images, said, strict=True))
-    return Trial(captions=len(texts), images=len(images), right=right)
+def _trial(job: Job, table: Tensor, rows: list[int], tell: Tell) -> Trial:
+    """Whether the images of these rows get captions that the run was trained on for them."""
+    images, recipe, tokenizer = sorted(set(rows)), job.recipe, job.parts.tokenizer
+    own: dict[int, set[str]] = {row: set() for row in images}
+    learnt = [it for it in _trained(job.split("train"), recipe.train.limit) if it[0] in own]
+    ids, _ = tokenizer.encode([text for _, text in learnt], recipe.model.length)
+    for (row, _), text in zip(learnt, tokenizer.decode(ids), strict=True):
+        own[row].add(text)
+    said = caption_features(job, table[images], recipe.seed, recipe.evaluate.batch, tell)
+    right = sum(it.caption in own[row] for row, it in zip(images, said, strict=True))
+    return Trial(captions=len(learnt), images=len(images), right=right)
 
 
 # ----------------------------------------------------------------------------------------- shown
@@ -182,6 +207,8 @@ def verdicts(found: Probe) -> list[str]:
     """What the curves say, in words."""
     said = [f"one step restores {SHARE:.0%} of the words"]
     said += [f"    {name:<18} {_till(found, found.reach(name))}" for name in found.curves]
+    if WITHOUT not in found.curves:
+        said.append(f"    {WITHOUT:<18} not asked: this run was always trained with it")
     if found.trial:
         trial = found.trial
         word, plural = "passed" if trial.passed else "failed", "" if trial.captions == 1 else "s"
@@ -223,7 +250,8 @@ def write(found: Probe, folder: Path, title: str) -> Path:
     facts = asdict(found) | {"reach": {name: found.reach(name) for name in found.curves}}
     if found.trial:
         facts["trial"]["passed"] = found.trial.passed
-    rundir.write_text(folder / "probe.json", json.dumps(facts, indent=2) + "\n")
+    text = json.dumps(facts, indent=2, allow_nan=False)
+    rundir.write_text(folder / "probe.json", f"{text}\n")
     picture = folder / "probe.png"
     charts.lines(
         picture,

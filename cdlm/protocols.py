@@ -218,7 +218,8 @@ class Variance(Protocol):
 class Conditioning(Protocol):
     """kind `conditioning`: writes time or image into the stream; modes chain in order. Module."""
 
-    writes: ClassVar[set[str]]  # of {"tokens", "time", "context"}; the denoiser must read them
+    writes: ClassVar[set[str]]  # of {"tokens", "time", "context"}; the denoiser must read them.
+    # What is added to the caption's own positions every denoiser hears; tokens are extra ones.
     extra: int  # tokens that it adds to the sequence
 
     def __call__(self, stream: Stream, condition: Condition) -> Stream:

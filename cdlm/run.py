@@ -288,7 +288,7 @@ def _captions(job: Job, tell: Tell) -> Captions:
     """The training captions. Warns where some are longer than the model's."""
     split, tokenizer, length = job.split("train"), job.parts.tokenizer, job.recipe.model.length
     limit = job.recipe.train.limit
-    flat = [text for texts in split.captions for text in texts]
+    flat = [text for texts in split.captions for text in texts][: limit or None]
     texts = None
     if any("texts" in getattr(mode, "needs", ()) for mode in job.parts.network.conditioning):
         texts = text_features(job.parts.encoder, flat, cache_dir(), tell)

@@ -211,8 +211,9 @@ def test_pretrained_weights_of_other_sizes_are_refused(
 
 
 def test_pretrained_words_of_another_width_are_refused(bert: Path) -> None:
+    choice = recipe.Choice("embedding", "pretrained", {"source": str(bert)})
     with pytest.raises(CdlmError, match=r"set model.width = 16"):
-        composed(f'embedding={{ use = "pretrained", source = "{bert}" }}')
+        make(choice, dims=DIMS)
 
 
 def test_the_examples_fit_this_recipe() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -21,15 +22,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DistilBertConfig, DistilBertModel
 
 from cdlm import plugins, recipe, toml
-from cdlm.compose import compose, dataset, make, metrics
+from cdlm.compose import Parts, compose, dataset, make, metrics
 from cdlm.data import Captions
 from cdlm.errors import RecipeError
 from cdlm.evaluate import evaluate
 from cdlm.features import features, text_features
 from cdlm.recipe import Recipe
-from cdlm.records import Answers
+from cdlm.records import Answers, Condition, State
 from cdlm.registry import KINDS
-from cdlm.sample import captions
+from cdlm.sample import captions, sample
 from cdlm.testing.examples import rng
 from cdlm.testing.whole import plan
 from cdlm.train import learner, train
@@ -43,7 +44,7 @@ LISTS: dict[str, list[str]] = {  # what stands in a list besides the component i
     "constraint": [],
     "metric": [],
 }
-PLAIN = {  # of each kind, what stands beside a pair that is refused
+PLAIN = {  # of each kind, what stands beside a pair that is refused, if it can
     "dataset": "shapes", "encoder": "features", "tokenizer": "words", "length": "generated",
     "embedding": "learned", "schedule": "cosine", "noise": "independent", "timesteps": "uniform",
     "target": "x0", "conditioning": "time_add", "denoiser": "transformer",
@@ -86,6 +87,7 @@ OPTIONS: dict[Item, dict[str, Any]] = {  # what a component can't do without, or
 
 # --------------------------------------------------------------- what goes together and what not
 
+DEAF = {"linear"}  # hears no token but its own
 NARROW = {"distilbert", "transformer", "linear"}  # read tokens, but neither time nor context
 NO_TEXTS = {"features"}  # encoders without features of captions
 READY = {"features", "paired_features"}  # encoders that can't read what is sampled
@@ -93,14 +95,16 @@ APART: list[tuple[Item, str, set[str]]] = [  # a component, a kind, and whom of 
     (("conditioning", "time_norm"), "denoiser", NARROW),
     (("conditioning", "feature_norm"), "denoiser", NARROW),
     (("conditioning", "cross_attention"), "denoiser", NARROW),
+    (("conditioning", "extra_token"), "denoiser", DEAF),
+    (("conditioning", "time_token"), "denoiser", DEAF),
+    (("conditioning", "text_token"), "denoiser", DEAF),
     (("conditioning", "text_token"), "encoder", NO_TEXTS),
     (("selection", "similarity"), "encoder", READY),
     (("guidance", "classifier"), "target", {"eps", "v", "earlier"}),
     (("loss", "match"), "target", {"eps", "v", "earlier"}),  # it needs the classifier
 ]
-ALONE: list[
-    tuple[Item, str, set[str]]
-] = [  # a component, a kind, and whom alone of it it can stand
+# A component, a kind, and whom alone of it it can stand:
+ALONE: list[tuple[Item, str, set[str]]] = [
     (("loss", "match"), "guidance", {"classifier"}),
     (("loss", "length"), "length", {"predicted"}),
     (("embedding", "pretrained"), "tokenizer", {"hugging_face"}),
@@ -160,6 +164,21 @@ def _best(kind: str, names: list[str], row: dict[str, str], left: set[Pair]) -> 
     )
 
 
+def beside(pair: Pair) -> dict[str, str]:
+    """The plain recipe with these two; what can't stand beside them gives way to what can.
+
+    So nothing but the two can be at fault.
+    """
+    chosen = PLAIN | dict(pair)
+    for kind in set(KINDS) - dict(pair).keys():
+        names = sorted(name for k, name in items() if k == kind)
+        fits = [name for name in names if all(together((kind, name), it) for it in pair)]
+        alone = [name for it, k, names in ALONE if it in pair and k == kind for name in names]
+        if PLAIN[kind] not in fits:
+            chosen[kind] = [*alone, *fits][0]
+    return chosen
+
+
 def written(row: dict[str, str], files: Path) -> str:
     """A recipe with these components, and what they bring along."""
     brought = [BRINGS[it] for it in row.items() if it in BRINGS]
@@ -167,7 +186,10 @@ def written(row: dict[str, str], files: Path) -> str:
     for kind in KINDS:
         if kind in LISTS:
             also = [name for k, name in brought if k == kind]
-            uses = list(dict.fromkeys([*LISTS[kind], *also, row[kind]]))
+            usual = [
+                it for it in LISTS[kind] if together((kind, it), ("denoiser", row["denoiser"]))
+            ]
+            uses = list(dict.fromkeys([*usual, *also, row[kind]]))
             lines.append(f"{kind} = [{', '.join(table(kind, use, files) for use in uses)}]")
         else:
             lines.append(f"{kind} = {table(kind, row[kind], files)}")
@@ -307,12 +329,16 @@ def test_all_pairs_train_and_sample(row: dict[str, str], files: Path) -> None:
     if row["embedding"] == "bits":  # whose width follows from the number of words
         found = found.with_sets([f"model.width={(len(tokenizer) - 1).bit_length()}"])
     parts = compose(found, encoder, tokenizer)
-    read = text_features(encoder, texts, None) if row["conditioning"] == "text_token" else None
+    modes = parts.network.conditioning
+    reads = any("texts" in getattr(mode, "needs", ()) for mode in modes)
+    read = text_features(encoder, texts, None) if reads else None
     data = Captions.of(learnt, tensors["train"], tokenizer, found.model.length, 0, "cpu", read)
     steps = plan(steps=2)
     for event in train(parts, learner(parts, steps, "cpu"), data, steps, seed=0):
         assert math.isfinite(event.value), f"{event.name} is {event.value}"
     parts.modules().eval()
+    for state in sampled(parts, tensors["val"]):
+        assert bool(state.x.isfinite().all()), f"x at t = {state.t} is not finite"
     said = [it.caption for it in captions(parts, tensors["val"], rng(), steps=2)]
     answers = Answers(
         image_ids=held.ids, captions=said, references=held.captions, truths=held.truths
@@ -320,23 +346,24 @@ def test_all_pairs_train_and_sample(row: dict[str, str], files: Path) -> None:
     assert all(math.isfinite(score.value) for score in evaluate(metrics(found), answers))
 
 
+def sampled(parts: Parts, table: torch.Tensor) -> Iterator[State]:
+    """Two steps of sampling, for these features."""
+    condition = Condition(features=table, keep=torch.ones(len(table), dtype=torch.bool))
+    mask = parts.length.draw(condition, rng())
+    return sample(parts, condition, mask, 2, rng())
+
+
 REFUSED = sorted(pairs()[1], key=sorted)
 
 
 @pytest.mark.parametrize("pair", REFUSED, ids=["-".join(n for _, n in sorted(p)) for p in REFUSED])
 def test_a_pair_that_does_not_fit_is_refused_with_the_reason(pair: Pair, tmp_path: Path) -> None:
-    chosen = dict(pair)
-    for (
-        it
-    ) in pair:  # what a component can't do without stands there, so that only the pair is wrong
-        for a, kind, names in ALONE:
-            if a == it and kind not in chosen:
-                chosen[kind] = min(names)
     with pytest.raises(RecipeError) as caught:
-        resolved(PLAIN | chosen, tmp_path)
-    said = str(caught.value)
-    assert " needs " in said or " writes " in said, said
-    assert any(f"{name} needs" in said or f"{name} writes" in said for _, name in chosen.items())
+        resolved(beside(pair), tmp_path)
+    (mistake,) = caught.value.mistakes
+    asking = {name for it in pair for _, name in (it, BRINGS.get(it, it))}
+    asking |= {name for it, _, names in ALONE if it in pair for name in names}
+    assert any(f"{it} {asks} " in mistake.what for it in asking for asks in ("needs", "writes"))
 
 
 def test_the_plain_recipe_is_refused_nothing(tmp_path: Path) -> None:

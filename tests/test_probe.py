@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,31 @@ from conftest import Command, Finished
 from PIL import Image
 
 from cdlm.kernels.nearest import nearest_token
-from cdlm.parts.guidance import Plain
-from cdlm.parts.schedules import Discrete
-from cdlm.probe import NEAREST, WITH, WITHOUT, Probe, Trial, probe, verdicts
+from cdlm.parts.schedules import Cosine, Discrete
+from cdlm.probe import NEAREST, WITH, WITHOUT, Probe, Trial, probe, verdicts, write
 from cdlm.recipe import load
 from cdlm.run import Job, begin, train_run
 from cdlm.rundir import RunDir
+
+PLAIN = "guidance={ use = 'none', drop = %s }"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Stands for an encoder: features at random, others for every seed."""
+
+    ids: list[str]
+    seed: int
+
+    def identity(self) -> dict[str, object]:
+        return {"seed": self.seed}
+
+    def shape(self) -> tuple[int, int]:
+        return 1, 8
+
+    def lookup(self, ids: list[str]) -> torch.Tensor:
+        assert ids == self.ids
+        return torch.randn(len(ids), 1, 8, generator=torch.Generator().manual_seed(self.seed))
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +79,44 @@ def test_equal_calls_find_the_same(job: Job) -> None:
     assert probe(job, 3, 4) == probe(job, 3, 4)
 
 
-def test_without_the_image_only_if_the_run_has_learnt_to_do_without(job: Job) -> None:
-    parts = replace(job.parts, guidance=Plain(drop=0.0))
-    found = probe(replace(job, parts=parts), 2, 2)
+def test_without_the_image_only_if_the_run_has_learnt_to_do_without(
+    tiny_run: Finished, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """What counts is how it was trained, not the guidance that it is sampled with now."""
+    always = begin(load(tiny_recipe, [PLAIN % 0.0, "train.steps=2"]), tmp_path, False, [])
+    train_run(Job.open(always, "cpu"))
+    found = probe(Job.open(always, "cpu", [PLAIN % 0.5]), 2, 2)
     assert set(found.curves) == {WITH, NEAREST}
+    assert "without the image  not asked: this run was always trained" in "\n".join(verdicts(found))
+    found = probe(Job.open(RunDir(tiny_run.path), "cpu", [PLAIN % 0.0]), 2, 2)
+    assert set(found.curves) == {WITH, WITHOUT, NEAREST}
+
+
+def test_the_image_is_withheld(job: Job) -> None:
+    """Its features make no difference to the curve without it, and one to the curve with it."""
+    rows = range(12)
+    ids = [job.split("val").ids[row] for row in rows]
+    found, others = (
+        probe(replace(job, parts=replace(job.parts, encoder=Table(ids, seed))), 3, 0)
+        for seed in (1, 2)
+    )
+    assert found.curves[WITHOUT] == others.curves[WITHOUT]
+    assert found.curves[WITH] != others.curves[WITH]
+
+
+def test_the_batch_does_not_matter(job: Job) -> None:
+    small = job.recipe.with_sets(["evaluate.batch=5"])
+    assert probe(replace(job, recipe=small), 4, 0) == probe(job, 4, 0)
+
+
+def test_a_schedule_may_end_in_pure_noise(job: Job, tmp_path: Path) -> None:
+    """alpha(1) = 0: no word is left, and the numbers are still JSON."""
+    parts = replace(job.parts, schedule=Cosine(floor=0.0))
+    found = probe(replace(job, parts=parts), 2, 0)
+    assert parts.schedule(torch.ones(1)).alpha == 0
+    assert found.curves[NEAREST][-1] < 0.5
+    write(found, tmp_path, "tiny")
+    assert json.loads((tmp_path / "probe.json").read_text())["log_snr"] == found.log_snr
 
 
 def test_a_run_of_discrete_steps_is_probed_at_its_steps(job: Job) -> None:
@@ -105,3 +158,20 @@ def test_one_sample_is_learnt_by_heart(tiny_recipe: Path, tmp_path: Path) -> Non
         found = probe(job, 2, 0)
         assert found.captions == 1 and found.split == "train"
         assert found.trial is not None and found.trial.passed == passed
+
+
+def test_a_trial_of_several_captions_counts_images(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Any trained caption of an image is right; with a limit, so are those beyond it."""
+    job = Job.open(begin(load(tiny_recipe, ["train.limit=13", "train.steps=2"]), tmp_path, False,
+                         []), "cpu")  # fmt: skip
+    train_run(job)
+    per_image = [len(texts) for texts in job.split("train").captions]
+    images = next(i for i in range(9) if sum(per_image[:i]) >= 13)
+    found = probe(job, 1, 0)
+    assert found.captions == 13
+    assert found.trial is not None
+    assert (found.trial.captions, found.trial.images) == (13, images)
+    found = probe(job, 1, 2)
+    assert found.captions == 2
+    assert found.trial is not None
+    assert (found.trial.captions, found.trial.images) == (per_image[0], 1)

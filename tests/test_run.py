@@ -14,10 +14,22 @@ import pytest
 import torch
 from conftest import Command, Finished
 from PIL import Image
+from safetensors.torch import save_file
 
 from cdlm.errors import CdlmError, RecipeError, RunError
+from cdlm.progress import silent
 from cdlm.recipe import load
-from cdlm.run import AFTERWARDS, Job, Stop, altered, begin, choose_device, evaluate_run, train_run
+from cdlm.run import (
+    AFTERWARDS,
+    Job,
+    Stop,
+    _captions,
+    altered,
+    begin,
+    choose_device,
+    evaluate_run,
+    train_run,
+)
 from cdlm.rundir import METRICS, SAMPLES, RunDir
 
 
@@ -145,6 +157,27 @@ def test_captions_that_are_cut_are_counted(
         train_run(job)
     said = f"{longer} of {len(words)} training captions are cut: they have up to {max(words) + 1} "
     assert (said in caplog.text) == cut == (longer > 0)
+
+
+def test_captions_are_read_only_for_a_part_that_asks_for_their_features(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """And no more of them than are trained on: the file here has those of three captions alone."""
+    job = new_job(tiny_recipe, tmp_path / "plain")
+    assert _captions(job, silent).texts is None
+    first = [text for texts in job.split("train").captions for text in texts][:3]
+    known = list(dict.fromkeys(first))
+    rows, place = torch.rand(len(known), 8), tmp_path / "captions.safetensors"
+    save_file({"features": rows}, place, metadata={"captions": json.dumps(known)})
+    files = f'path = "{job.recipe.one("encoder").parameters["path"]}", captions = "{place}"'
+    encoder = f'encoder={{ use = "paired_features", {files} }}'
+    modes = 'conditioning=[{ use = "time_add" }, { use = "text_token" }]'
+    asking = new_job(tiny_recipe, tmp_path / "asks", encoder, modes, "train.limit=3")
+    data = _captions(asking, silent)
+    wanted = rows[[known.index(text) for text in first]]
+    assert data.texts is not None and torch.equal(data.texts[:, 0], wanted)
+    batch = data.batch(0, 3, seed=0)
+    assert batch.text is not None and torch.equal(batch.text, data.texts[data._rows(0, 3, 0)])
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -81,7 +81,7 @@ class TimeAdd(nn.Module):
     Shapes: B M H.   Units: t in [0, 1].   Source: Ho et al. 2020, appendix B.
     """
 
-    writes: ClassVar[set[str]] = {"tokens"}
+    writes: ClassVar[set[str]] = set()
     extra = 0
 
     def __init__(self, *, dims: Dims):
@@ -144,7 +144,7 @@ class FeatureAdd(nn.Module):
     Shapes: B M H.   Source: Xu 2022 (CLIP-Diffusion-LM), section 3.2, fusion by addition.
     """
 
-    writes: ClassVar[set[str]] = {"tokens"}
+    writes: ClassVar[set[str]] = set()
     extra = 0
 
     def __init__(self, *, inner: Count = 0, dims: Dims):  # width of f's hidden layer; 0: linear
@@ -191,7 +191,7 @@ class FeatureElementwise(nn.Module):
     Shapes: B M H; W is L x H x C.   Source: the lab notes that cdlm grew from, "elementwise add".
     """
 
-    writes: ClassVar[set[str]] = {"tokens"}
+    writes: ClassVar[set[str]] = set()
     extra = 0
 
     def __init__(self, *, dims: Dims):
@@ -252,8 +252,8 @@ class TextToken(nn.Module):
 
     h <- [h, f(norm(text)) + S],  f linear, S a learned segment. While training a share `drop` of
     the captions goes without it, and when sampling all do, for there is no caption yet; then it is
-    masked, or the image's pooled feature stands in for it, as the two share a space. Where the
-    image is withheld, both are.
+    masked, or the image's first token, its pooled feature, stands in for it, as the two share a
+    space. Where the image is withheld, both are.
     Shapes: B M H -> B (M+1) H.
     Source: Xu 2022 (CLIP-Diffusion-LM), section 3.2: [x_t, image, text].
     """

@@ -175,7 +175,7 @@ class Heun:
 
     x' = ddim(x_t, x0_hat),  x_s = ddim(x_t, (x0_hat + x0_hat') / 2): Heun's trapezoid in
     alpha / sigma, in which a constant estimate is followed exactly. Two network calls a step; one
-    where s has no noise left.
+    where s = 0, a time that no network is trained at.
     Shapes: B L E.   Source: Lu et al. 2022 (DPM-Solver++), algorithm 1 with r = 1; the trapezoid as
     in Karras et al. 2022, algorithm 1.
     """
@@ -190,7 +190,7 @@ class Heun:
         x0_hat = denoise(state.x, state.t).x0_hat
         here, there = _levels(state.x, state.t, s, schedule)
         x = leap(state.x, x0_hat, here, there, fresh=0.0)
-        if float(there.sigma) > 0:
+        if s > 0:
             x0_hat = (x0_hat + denoise(x, s).x0_hat) / 2
             x = leap(state.x, x0_hat, here, there, fresh=0.0)
         return State(x=x, t=s, x0_hat=x0_hat)

@@ -69,7 +69,8 @@ class Earlier:
     same_noise: b = sigma_s / sigma_t,  a = alpha_s - b alpha_t: x_s has the noise of x_t;
     posterior_mean: b = (alpha_t / alpha_s) (sigma_s / sigma_t)^2,
     a = alpha_s (1 - (alpha_t / alpha_s)^2) / sigma_t^2: the mean of q(x_s | x_t, x0).
-    An error in y is an error 1 / a times as large in x0, and a is small where the gap is.
+    An error in y is an error 1 / a times as large in x0, and a is small where the gap is. At t = 0
+    nothing is earlier: there it says nothing of x0.
     Shapes: B L E.   Units: gap in t; 30 steps of 1000 are 0.03.
     Source: Xu 2022 (CLIP-Diffusion-LM), section 4 (x_{t-100}); Ho et al. 2020, eq. 7.
     """

@@ -27,8 +27,6 @@ from cdlm.testing.examples import (
     stream,
 )
 
-WRITTEN = {"tokens": ("h", "mask"), "time": ("time",), "context": ("context",)}
-
 
 def _tensors(found: Stream) -> dict[str, Tensor | None]:
     return {name: getattr(found, name) for name in ("h", "mask", "t", "time", "context")}
@@ -78,18 +76,17 @@ def check_conditioning_adds_its_tokens(conditioning: Conditioning) -> None:
 
 
 def check_conditioning_writes_what_it_declares(conditioning: Conditioning) -> None:
-    """Just the parts of the stream that `writes` names are changed: tokens, time, context."""
+    """Just what `writes` names is written: extra tokens, time, context; t stays."""
     before = _blank()
-    after = _tensors(_calm(conditioning)(before, condition()))
-    old = _tensors(before)
-    changed = {
-        name
-        for name, fields in WRITTEN.items()
-        if any(not _same(after[field], old[field]) for field in fields)
+    after = _calm(conditioning)(before, condition())
+    written = {
+        "tokens": after.h.shape[1] > before.h.shape[1],
+        "time": not _same(after.time, before.time),
+        "context": not _same(after.context, before.context),
     }
-    wanted = set(conditioning.writes)
-    assert changed == wanted, f"writes = {sorted(wanted)}, changed: {sorted(changed)}"
-    assert _same(after["t"], old["t"]), "it changes t"
+    found, wanted = {name for name, it in written.items() if it}, set(conditioning.writes)
+    assert found == wanted, f"writes = {sorted(wanted)}, written: {sorted(found)}"
+    assert _same(after.t, before.t), "it changes t"
 
 
 def check_conditioning_keeps_the_text_in_place(conditioning: Conditioning) -> None:
@@ -106,12 +103,34 @@ def check_conditioning_keeps_the_text_in_place(conditioning: Conditioning) -> No
 
 
 def check_conditioning_hides_a_withheld_image(conditioning: Conditioning) -> None:
-    """Where `keep` is False, no trace of the features is left."""
-    mode = _calm(conditioning)
+    """Where `keep` is False, no trace of image or caption is left: in training, when sampling."""
     given = [condition(keep=False, seed=seed) for seed in (1, 2)]
-    one, other = (_tensors(mode(_blank(), it)) for it in given)
-    for name in one:
-        assert _same(one[name], other[name]), f"{name} tells of an image that is withheld"
+    for training in (True, False):
+        mode = _calm(conditioning).train(training)
+        for pair in (given, [replace(it, text=None) for it in given]):
+            one, other = (_tensors(_seeded(mode, it)) for it in pair)
+            for name in one:
+                assert _same(one[name], other[name]), f"{name} tells of an image that is withheld"
+
+
+def _seeded(mode: nn.Module, given: Condition) -> Stream:
+    """What the mode writes, with dropout that is the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return mode(_blank(), given)
+
+
+def check_conditioning_tells_something(conditioning: Conditioning) -> None:
+    """What it writes depends on the time, the image or the caption's text, for every caption."""
+    mode, before = _calm(conditioning), _blank()
+    one = _tensors(mode(before, condition(seed=1)))
+    two = _tensors(mode(replace(before, t=before.t / 2), condition(seed=2)))
+    told = torch.zeros(B, dtype=torch.bool)
+    for field in ("h", "time", "context"):
+        a, b = one[field], two[field]
+        if a is not None and b is not None:
+            told |= (a != b).flatten(1).any(1)
+    assert bool(told.all()), "it writes the same whatever the time, the image and the text"
 
 
 def check_conditioning_counts_each_caption_alone(conditioning: Conditioning) -> None:
@@ -174,18 +193,50 @@ def check_denoiser_never_leaks_padding(denoiser: Denoiser) -> None:
 
 
 def check_denoiser_reads_what_it_declares(denoiser: Denoiser) -> None:
-    """Of tokens, time and context, just those that `reads` names change what it says."""
+    """Of extra tokens, time and context, just those that `reads` names change what it says."""
     model, before, other = _calm(denoiser), _full(), _full(seed=1)
-    said = model(before)
-    alone = {"tokens": {"h": other.h}, "time": {"time": other.time}}
-    alone["context"] = {"context": other.context}
+    extra = torch.cat([before.h[:, before.text], other.h[:, before.text.stop :]], 1)
+    others = {"tokens": {"h": extra}, "time": {"time": other.time}}
+    others["context"] = {"context": other.context}
     heard = {
         name
-        for name, part in alone.items()
-        if not torch.allclose(model(replace(before, **part)), said, atol=1e-6)  # type: ignore[arg-type]
+        for name, part in others.items()
+        if bool(_moved(model, before, replace(before, **part)).any())  # type: ignore[arg-type]
     }
     wanted = set(denoiser.reads)
     assert heard == wanted, f"reads = {sorted(wanted)}, but it listens to {sorted(heard)}"
+
+
+def check_denoiser_lets_time_through(denoiser: Denoiser) -> None:
+    """Another noise level changes every position of a caption, in whichever way it is told.
+
+    Added to the whole sequence, as `time` or as `context`, if it reads these.
+    """
+    model, before = _calm(denoiser), _full()
+    shift = torch.randn(B, 1, DIMS.hidden, generator=rng(3))
+    assert before.time is not None and before.context is not None
+    ways = {"time": before.time + shift[:, 0], "context": before.context + shift}
+    told = {"h": before.h + shift} | {name: ways[name] for name in ways if name in denoiser.reads}
+    for name, value in told.items():
+        deaf = ~_moved(model, before, replace(before, **{name: value}))  # type: ignore[arg-type]
+        assert not bool(deaf.any()), f"{int(deaf.sum())} positions do not hear of another {name}"
+
+
+def check_denoiser_hears_extra_tokens(denoiser: Denoiser) -> None:
+    """If it reads tokens, each of them changes what is said at every position of the caption."""
+    if "tokens" not in denoiser.reads:
+        return
+    model, before = _calm(denoiser), _full()
+    other = before.h.clone()
+    other[:, -1] = torch.randn(B, DIMS.hidden, generator=rng(3))
+    deaf = ~_moved(model, before, replace(before, h=other))
+    assert not bool(deaf.any()), f"{int(deaf.sum())} positions do not hear of an extra token"
+
+
+def _moved(model: Any, before: Stream, after: Stream) -> Tensor:
+    """Which of the caption's own positions, all in one row, say something else."""
+    gap = (model(after) - model(before))[:, before.text].abs().amax(-1)
+    return gap[before.mask[:, before.text]] > 1e-6
 
 
 def check_denoiser_counts_each_caption_alone(denoiser: Denoiser) -> None:

@@ -94,7 +94,7 @@ def network(mode: Conditioning | None = None, denoiser: Denoiser | None = None) 
     modes += [CrossAttention(dims=DIMS)] if "context" in reads else []
     written = frozenset[str]().union(*(it.writes for it in modes))
     dims = replace(DIMS, seen=DIMS.length + modes[1].extra, written=written)
-    reader = Transformer if written == {"tokens"} else Modern
+    reader = Transformer if written <= {"tokens"} else Modern
     return Network(modes, denoiser or reader(layers=1, heads=2, dims=dims), dims)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 
+import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
+from cdlm.network import Network
 from cdlm.parts.conditioning import (
     CrossAttention,
     ExtraToken,
@@ -19,8 +24,13 @@ from cdlm.parts.conditioning import (
     TimeNorm,
     TimeToken,
 )
+from cdlm.parts.denoisers.distilbert import DistilBert
+from cdlm.parts.denoisers.linear import Linear
+from cdlm.parts.denoisers.modern import Modern
+from cdlm.parts.denoisers.transformer import Transformer
+from cdlm.protocols import Conditioning, Denoiser
 from cdlm.records import Stream
-from cdlm.testing.examples import DIMS, B, condition, stir, stream
+from cdlm.testing.examples import DIMS, B, condition, mask, rng, stir, stream
 
 
 def blank() -> Stream:
@@ -129,3 +139,67 @@ def test_the_caption_s_text_is_dropped_in_training_and_hidden_when_sampling() ->
     assert 0.4 < float(seen.mean()) < 0.6
     always = TextToken(drop=0.0, dims=DIMS).train()
     assert bool(always(blank(), condition()).mask[:, -1].all())
+
+
+# -------------------------------------------------------------------------- through a whole network
+
+SIZE = {"layers": 2, "heads": 2, "dropout": 0.0}
+X_T = torch.randn(B, DIMS.length, DIMS.width, generator=rng(5))
+T = torch.tensor([0.2, 0.5, 0.9])
+
+
+def network(
+    modes: Sequence[Conditioning], reader: Callable[..., Denoiser], **size: object
+) -> Network:
+    """A network around these modes, every weight off its starting point, in eval mode."""
+    written = frozenset[str]().union(*(mode.writes for mode in modes))
+    seen = DIMS.length + sum(mode.extra for mode in modes)
+    dims = replace(DIMS, written=written, seen=seen)
+    part = Network(modes, reader(**size, dims=dims), dims)
+    stir(part)
+    return part.eval()
+
+
+def heard(mode: Conditioning, reader: Callable[..., Denoiser], **size: object) -> Tensor:
+    """At which of the captions' own positions another time changes what is said."""
+    whole = network([mode], reader, **size)
+    one, two = (whole(X_T, t, condition(), mask()) for t in (T, T + 0.1))
+    return ((one - two).abs().amax(-1) > 1e-5)[mask()]
+
+
+@pytest.mark.parametrize(
+    ("mode", "reader"),
+    [*product([TimeAdd, TimeToken], [DistilBert, Transformer, Modern]), (TimeNorm, Modern)],
+)
+def test_the_time_is_heard_at_every_position(
+    mode: Callable[..., Conditioning], reader: Callable[..., Denoiser]
+) -> None:
+    assert bool(heard(mode(dims=DIMS), reader, **SIZE).all())
+
+
+def test_a_linear_map_hears_the_time_only_where_it_is_added() -> None:
+    assert bool(heard(TimeAdd(dims=DIMS), Linear).all())
+    assert not bool(heard(TimeToken(dims=DIMS), Linear).any())
+
+
+def every_mode() -> list[Conditioning]:
+    """All ways at once, in one chain."""
+    kinds = (
+        TimeAdd, FeatureAdd, FeatureElementwise, ExtraToken, TimeToken, TimeNorm, FeatureNorm,
+        CrossAttention,
+    )  # fmt: skip
+    return [*(kind(dims=DIMS) for kind in kinds), TextToken(sampling="image", dims=DIMS)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_withheld_image_leaves_no_trace_in_what_is_said(training: bool) -> None:
+    """Classifier-free guidance compares with this: not one bit of image or caption is in it."""
+    whole = network(every_mode(), Modern, **SIZE).train(training)
+
+    def said(keep: bool, seed: int) -> Tensor:
+        torch.manual_seed(0)  # of what `text_token` drops in training
+        given = condition(keep=keep, seed=seed)
+        return whole(X_T, T, given if training else replace(given, text=None), mask()).detach()
+
+    assert torch.equal(said(False, 1), said(False, 2))
+    assert float((said(True, 1) - said(True, 2)).abs().amax((1, 2)).min()) > 1e-3

@@ -112,9 +112,10 @@ def only(*written: str) -> Modern:
 
 
 def test_a_fresh_adaptive_network_passes_its_input_on() -> None:
-    """adaLN-zero: every gate is 0 at first, and the last norm is plain."""
-    out = only("tokens", "time")(STREAM)
-    assert_close(out, torch.nn.functional.rms_norm(STREAM.h, (DIMS.hidden,)))
+    """adaLN-zero: every gate is 0 at first, cross-attention adds 0, and the last norm is plain."""
+    for written in (("tokens", "time"), ("tokens", "time", "context")):
+        out = only(*written)(STREAM)
+        assert_close(out, torch.nn.functional.rms_norm(STREAM.h, (DIMS.hidden,)))
 
 
 def test_what_nobody_writes_costs_no_weights() -> None:

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.testing import assert_close
 
 from cdlm.errors import CdlmError, DataError
 from cdlm.parts.datasets.shapes.dataset import Shapes
 from cdlm.parts.encoders.features import Features, PairedFeatures
 from cdlm.parts.encoders.open_clip import OpenClip
+from cdlm.places import assets_dir
 
 SIZE, PATCH, WIDTH = 32, 8, 24
 CONFIG: dict[str, Any] = {
@@ -427,7 +429,20 @@ def test_the_shipped_model_tells_captions_apart() -> None:
     assert torch.allclose(texts.norm(dim=1), torch.ones(32))
 
 
-def test_captions_are_what_open_clip_makes_of_them(folder: Path) -> None:
-    """A model whose words are fewer than those of CLIP's tokenizer can't read captions."""
+@pytest.mark.parametrize("normalize", [True, False])
+def test_captions_are_what_open_clip_makes_of_them(normalize: bool) -> None:
+    """Its own tokenizer and text tower, whatever the batch; no caption, no feature."""
+    folder = assets_dir() / "shapes_clip"
+    model = open_clip.create_model(f"local-dir:{folder}").eval()
+    words = open_clip.get_tokenizer(f"local-dir:{folder}")
+    captions = ["a red circle", "two small blue squares", "a circle above a triangle"]
+    with torch.no_grad():
+        wanted = model.encode_text(words(captions), normalize=normalize)
+    encoder = OpenClip(model="cdlm:shapes_clip", normalize=normalize, batch=2)
+    assert_close(encoder.texts(captions)[:, 0], wanted, rtol=1e-5, atol=1e-5)
+    assert encoder.texts([]).shape == (0, 1, encoder.shape()[1])
+
+
+def test_a_model_with_fewer_words_than_its_tokenizer_reads_no_captions(folder: Path) -> None:
     with pytest.raises(CdlmError, match="hf_tokenizer_name"):
         OpenClip(model=str(folder)).texts(["a dog"])

@@ -12,12 +12,13 @@ from cdlm.records import Dims, Stream
 class Linear(nn.Module):
     """The same linear map at every position; no position hears of another.
 
-    h_l <- W h_l + b. What it restores can be read off a word's own noisy vector, its time and an
-    image that was added to it: a floor for every other denoiser.
+    h_l <- W h_l + b. What it restores can be read off a word's own noisy vector, and a time and an
+    image that were added to it (`time_add`, `feature_add`): a floor for every other denoiser. Extra
+    tokens tell it nothing.
     Shapes: B M H -> B M H.   Source: the identity trial of the lab notes that cdlm grew from.
     """
 
-    reads: ClassVar[set[str]] = {"tokens"}
+    reads: ClassVar[set[str]] = set()
 
     def __init__(self, *, dims: Dims):
         super().__init__()

@@ -21,9 +21,10 @@ class Modern(nn.Module):
     norm(h) = h / rms(h) (1 + scale) + shift. Where the recipe's conditioning writes `time`, every
     scale, shift and gate g is a linear layer of it, at first 0, so that a fresh network passes h
     on; else scales are learned, shifts are 0 and gates 1. Cross-attention is there where the
-    conditioning writes `context`.
+    conditioning writes `context`; what it adds is at first 0 as well.
     Shapes: B M H -> B M H.   Source: Touvron et al. 2023 (LLaMA), section 2.2; Su et al. 2021
-    (rotary); Shazeer 2020 (SwiGLU); Peebles & Xie 2023 (adaLN-zero).
+    (rotary); Shazeer 2020 (SwiGLU); Peebles & Xie 2023 (adaLN-zero); Chen et al. 2023
+    (PixArt-alpha), section 2.3 (cross-attention from 0).
     Raises CdlmError where the heads can't share `hidden`, or have an odd width.
     """
 
@@ -127,6 +128,7 @@ class _Cross(nn.Module):
         self.q = nn.Linear(hidden, hidden, bias=False)
         self.kv = nn.Linear(hidden, 2 * hidden, bias=False)
         self.mix = nn.Linear(hidden, hidden, bias=False)
+        nn.init.zeros_(self.mix.weight)
 
     def forward(self, h: Tensor, context: Tensor) -> Tensor:
         normed = F.rms_norm(h, h.shape[-1:]) * (1 + self.scale)

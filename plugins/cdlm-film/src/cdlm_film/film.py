@@ -17,7 +17,7 @@ class Film(nn.Module):
     Shapes: B M H.   Source: Perez et al. 2018, eq. 1. W starts at 0: at first nothing is changed.
     """
 
-    writes: ClassVar[set[str]] = {"tokens"}
+    writes: ClassVar[set[str]] = set()
     extra = 0
 
     def __init__(self, *, dims: Dims):
