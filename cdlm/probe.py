@@ -206,9 +206,7 @@ def _trial(job: Job, table: Tensor, rows: list[int], tell: Tell) -> Trial:
 def verdicts(found: Probe) -> list[str]:
     """What the curves say, in words."""
     said = [f"one step restores {SHARE:.0%} of the words"]
-    said += [f"    {name:<18} {_till(found, found.reach(name))}" for name in found.curves]
-    if WITHOUT not in found.curves:
-        said.append(f"    {WITHOUT:<18} not asked: this run was always trained with it")
+    said += [f"    {name:<18} {_till(found, name)}" for name in (WITH, WITHOUT, NEAREST)]
     if found.trial:
         trial = found.trial
         word, plural = "passed" if trial.passed else "failed", "" if trial.captions == 1 else "s"
@@ -219,12 +217,15 @@ def verdicts(found: Probe) -> list[str]:
     return said
 
 
-def _till(found: Probe, t: float) -> str:
+def _till(found: Probe, curve: str) -> str:
+    if curve not in found.curves:
+        return "not asked: this run was always trained with it"
+    t = found.reach(curve)
     if not t:
-        return "nowhere"
+        return f"not at t = {found.times[0]:.2f}, the least that was asked"
     place = found.times.index(t)
     step = f", step {round(t * found.levels)} of {found.levels}" if found.levels else ""
-    return f"up to t = {t:.2f} (log-SNR {found.log_snr[place]:+.1f}{step})"
+    return f"up to t = {t:.2f} (log-SNR {found.log_snr[place]:+z.1f}{step})"
 
 
 def table(found: Probe, title: str) -> Table:
@@ -238,7 +239,7 @@ def table(found: Probe, title: str) -> Table:
         drawn.add_column(name, justify="right")
     for i, t in enumerate(found.times):
         shares = [f"{curve[i]:.3f}" for curve in found.curves.values()]
-        drawn.add_row(f"{t:.2f}", f"{found.log_snr[i]:+.1f}", *shares)
+        drawn.add_row(f"{t:.2f}", f"{found.log_snr[i]:+z.1f}", *shares)
     return drawn
 
 

@@ -88,7 +88,7 @@ OPTIONS: dict[Item, dict[str, Any]] = {  # what a component can't do without, or
 # --------------------------------------------------------------- what goes together and what not
 
 DEAF = {"linear"}  # hears no token but its own
-NARROW = {"distilbert", "transformer", "linear"}  # read tokens, but neither time nor context
+NARROW = {"distilbert", "transformer", "linear"}  # read neither time nor context
 NO_TEXTS = {"features"}  # encoders without features of captions
 READY = {"features", "paired_features"}  # encoders that can't read what is sampled
 APART: list[tuple[Item, str, set[str]]] = [  # a component, a kind, and whom of it it can't stand

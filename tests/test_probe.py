@@ -139,7 +139,8 @@ def made(**others: object) -> Probe:
 def test_reach_ends_at_the_first_fall() -> None:
     assert made().reach(WITH) == 0.5 and made().reach(NEAREST) == 0
     said = "\n".join(verdicts(made(levels=100)))
-    assert "up to t = 0.50 (log-SNR +0.0, step 50 of 100)" in said and "nowhere" in said
+    assert "with the image     up to t = 0.50 (log-SNR +0.0, step 50 of 100)" in said
+    assert "nearest word alone not at t = 0.25, the least that was asked" in said
 
 
 def test_verdicts_say_whether_a_trial_was_passed() -> None:

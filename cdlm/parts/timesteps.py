@@ -15,8 +15,15 @@ from cdlm.values import Above0, Count, Part, Positive
 
 
 def _spread(u: Tensor, least: float, steps: int) -> Tensor:
-    """u B in [0, 1) -> t B: onto [least, 1), or onto the T steps."""
-    return ((u * steps).floor() + 1) / steps if steps else least + (1 - least) * u
+    """u B in [0, 1] -> t B: onto [least, 1], or onto the T steps."""
+    if steps:
+        return ((u * steps).floor() + 1).clamp(max=steps) / steps
+    return least + (1 - least) * u
+
+
+def _back(t: Tensor, least: float, steps: int) -> Tensor:
+    """t B -> the u B of _spread that it came from; of a step, the middle of those."""
+    return t - 0.5 / steps if steps else (t - least) / (1 - least)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +111,7 @@ class Importance(nn.Module):
     p_k ~ sqrt(mean of the last `history` squared losses of bin k), mixed with a uniform share;
     t uniform within the bin; weight 1 / (bins p_k). Uniform until every bin has its history.
     Shapes: -> t B, weight B.   Source: Nichol & Dhariwal 2021, section 3.3, eq. 18.
-    The history is part of a checkpoint.
+    The history is part of a checkpoint. Raises ValueError for more bins than steps.
     """
 
     losses: Tensor
@@ -116,24 +123,27 @@ class Importance(nn.Module):
         bins: Positive = 50,  # of equal width in t
         history: Positive = 10,  # losses that each bin remembers
         share: Part = 0.001,  # of the draws that stay uniform
+        least: Above0 = 1e-3,  # continuous t is at least this
         steps: Count = 0,  # T; 0: continuous t
     ):
         super().__init__()
-        self.share, self.steps = share, steps
+        if 0 < steps < bins:  # a bin without a step would never have its history
+            raise ValueError(f"bins = {bins} must not be more than steps = {steps}")
+        self.share, self.least, self.steps = share, least, steps
         self.register_buffer("losses", torch.ones(bins, history))
         self.register_buffer("counts", torch.zeros(bins, dtype=torch.long))
 
     def shares(self) -> Tensor:
         """p of every bin; they sum to 1. -> bins."""
         size = torch.where((self.counts >= self.losses.shape[1]).all(), self.losses, 1.0)
-        root = size.square().mean(1).sqrt()
+        root = size.square().mean(1).sqrt().clamp(min=1e-12)  # of losses that are all 0, equal
         return (1 - self.share) * root / root.sum() + self.share / len(root)
 
     def forward(self, batch: int, rng: Generator) -> tuple[Tensor, Tensor]:
         shares = self.shares().to(rng.device)
         k = torch.multinomial(shares, batch, replacement=True, generator=rng)
         u = torch.rand(batch, generator=rng, device=rng.device)
-        t = _spread((k + u) / len(shares), 1e-3, self.steps)
+        t = _spread((k + u) / len(shares), self.least, self.steps)
         return t, 1 / (len(shares) * shares[k])
 
     @torch.no_grad()
@@ -141,7 +151,8 @@ class Importance(nn.Module):
         """Each bin forgets its oldest losses for the new ones."""
         bins, history = self.losses.shape
         known = loss.isfinite() & (loss < 1e18)  # whose squares are finite
-        k = (t[known] * bins).long().clamp(0, bins - 1)
+        u = _back(t[known], self.least, self.steps)
+        k = (u * bins).long().clamp(0, bins - 1)
         order = k.argsort(stable=True)
         k, fresh = k[order], loss[known][order].float()
         rank = torch.arange(len(k), device=k.device) - torch.searchsorted(k, k)

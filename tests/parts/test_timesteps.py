@@ -77,6 +77,40 @@ def test_importance_forgets_what_is_old_and_ignores_what_is_no_number() -> None:
     assert timesteps.shares().tolist() == pytest.approx([0.25] * 4)
 
 
+@pytest.mark.parametrize(("bins", "steps"), [(10, 10), (7, 10), (3, 1000), (10, 0)])
+def test_importance_fills_every_bin(bins: int, steps: int) -> None:
+    """The losses of a bin's own times come back to it, on the edges of the bins too."""
+    timesteps, draw = Importance(bins=bins, history=5, steps=steps), rng()
+    for _ in range(200):
+        t, _ = timesteps(16, draw)
+        timesteps.observe(t, steep(t))
+    assert int(timesteps.counts.min()) >= 5
+    shares = timesteps.shares()
+    assert float(shares[-1] / shares[0]) == pytest.approx(4, rel=0.02)
+
+
+def test_importance_needs_a_step_for_every_bin() -> None:
+    with pytest.raises(ValueError, match=r"bins = 50 .* steps = 20"):
+        Importance(bins=50, steps=20)
+
+
+def test_importance_of_losses_that_are_all_0_is_uniform() -> None:
+    timesteps = Importance(bins=4, history=1)
+    timesteps.observe(torch.tensor([0.1, 0.4, 0.6, 0.9]), torch.zeros(4))
+    assert timesteps.shares().tolist() == pytest.approx([0.25] * 4)
+
+
+@pytest.mark.parametrize("steps", [0, 1000])
+def test_importance_never_goes_beyond_pure_noise(
+    monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """The largest float32 below 1, in the last bin, is rounded up to that bin's end."""
+    largest = 1 - 2.0**-24
+    monkeypatch.setattr(torch, "rand", lambda n, **_: torch.full((n,), largest))
+    t, _ = Importance(bins=50, steps=steps)(1000, rng())
+    assert float(t.max()) == 1
+
+
 def test_importance_goes_on_after_a_checkpoint() -> None:
     before, after = warmed(), Importance(bins=4, history=5)
     after.load_state_dict(before.state_dict())
