@@ -23,13 +23,16 @@ def lines(
     across: str,
     up: str,
     log: bool = False,
+    floor: float | None = 0.0,
     ceiling: float | None = None,
+    beneath: tuple[Sequence[float], Sequence[float]] | None = None,
     note: str = "",
 ) -> None:
     """Draw each curve (xs, ys) by its name, and write the file whole or not at all.
 
-    `across` and `up` name the axes, with their units; `log` spaces x by its logarithm; `ceiling` is
-    the top of y; `note` stands small beneath. Raises OSError.
+    `across` and `up` name the axes, with their units; `log` spaces x by its logarithm; `floor` and
+    `ceiling` are the ends of y, None to suit the curves; `beneath` is a broad pale line of steps
+    under them all; `note` stands small at the foot. Raises OSError.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,6 +40,8 @@ def lines(
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    if beneath:
+        axes.step(*beneath, where="post", color=HAIRLINE, linewidth=7, solid_capstyle="round")
     for i, (name, (xs, ys)) in enumerate(curves.items()):
         axes.plot(
             xs, ys, label=name, color=COLOURS[i % len(COLOURS)], marker=MARKS[i % len(MARKS)],
@@ -45,10 +50,10 @@ def lines(
     if log:
         axes.set_xscale("log")
         seen = [x for xs, _ in curves.values() for x in xs]
-        ticks = [it for it in ROUND if min(seen) <= it <= max(seen)]
+        ticks = [it for it in ROUND if min(seen) <= it <= max(seen)] or sorted(set(seen))
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()
-    axes.set_ylim(0, ceiling)
+    axes.set_ylim(floor, ceiling)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.set_xlabel(across, fontsize=9, color=INK)
     axes.set_ylabel(up, fontsize=9, color=INK)
@@ -59,7 +64,7 @@ def lines(
         axes.spines[side].set_visible(False)
     for side in ("bottom", "left"):
         axes.spines[side].set_color(GREY)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
     if note:
         figure.supxlabel(note, fontsize=7, color=GREY, x=0.01, ha="left")
     with draft(path) as place:

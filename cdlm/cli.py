@@ -244,8 +244,8 @@ def frontier(
     """Try every sampler on a trained run.
 
     Like: cdlm frontier RUN --samplers ddim,ddpm --steps 5,20 --set grid.td=0.02. Prints the run's
-    metrics against steps, network calls and seconds; writes RUN/frontier/frontier.json and
-    frontier.png.
+    metrics against steps, network calls and seconds, on images of the split val; with
+    --set evaluate.split=test on others. Writes RUN/frontier/frontier.json and frontier.png.
     """
     from rich.console import Console
 
@@ -255,8 +255,9 @@ def frontier(
     from cdlm.rundir import RunDir
 
     _use_threads(threads)
-    names, numbers = frontiers.samplers(samplers), _numbers(steps)
-    job = job_of.Job.open(RunDir.open(run), job_of.choose_device(device), set_ or [])
+    numbers, sets = _numbers(steps), ["evaluate.split=val", *(set_ or [])]
+    job = job_of.Job.open(RunDir.open(run), job_of.choose_device(device), sets)
+    names = frontiers.samplers(job, samplers)
     with progress.bars() as tell:
         found = frontiers.measure(job, names, numbers, limit, tell)
     Console(width=None if sys.stdout.isatty() else 120).print(
@@ -361,19 +362,25 @@ def doctor(
         Path | None, typer.Argument(metavar="RECIPE", help="Examine its features instead.")
     ] = None,
     set_: Sets = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A split to examine; may be repeated."),
+    ] = None,
 ) -> None:
     """Examine this machine, or a recipe's features.
 
     Without a recipe: versions, devices, Java, disk. With one: whether the features of its images,
     and of its captions where the encoder has them, are finite, normalised, in the order of their
-    names, and not swapped; on the split of [evaluate]. For a file of ready features:
+    names, and not swapped; in training and in the split of [evaluate], unless --split names
+    others. For a file of ready features:
     cdlm doctor RECIPE --set 'encoder={use="features", path="FILE"}'. Exit code 1: something is bad.
     """
     from cdlm import describe
 
     if recipe is None:
-        if set_:
-            raise CdlmError("--set is for a recipe, and has no effect without one")
+        if set_ or split:
+            option = "--set" if set_ else "--split"
+            raise CdlmError(f"{option} is for a recipe, and has no effect without one")
         healthy, text = describe.health()
     else:
         from cdlm import recipe as recipes
@@ -382,7 +389,7 @@ def doctor(
         from cdlm import checkup, progress
 
         with progress.bars() as tell:
-            found = checkup.examine(resolved, tell)
+            found = checkup.examine(resolved, split or (), tell)
         healthy, text = describe.findings(found)
     print(text)
     raise typer.Exit(0 if healthy else 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +14,19 @@ from torch import Tensor, nn
 
 from cdlm import plugins, rundir
 from cdlm.compose import metrics
-from cdlm.errors import CdlmError, RecipeError, nearest
+from cdlm.errors import CdlmError, nearest
 from cdlm.evaluate import LABELS, evaluate
 from cdlm.progress import Tell, silent
-from cdlm.records import Answers
+from cdlm.records import Answers, Said
 from cdlm.run import Job, caption_features
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
+
+LESSER = {"bleu_1", "bleu_2", "bleu_3"}  # in frontier.json, but not shown: BLEU-4 speaks for them
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,61 +52,45 @@ class Frontier:
     points: list[Point]
 
     @property
-    def metric(self) -> str:
-        """The first metric of the recipe: the one that counts."""
-        return next(iter(self.points[0].scores))
+    def metrics(self) -> list[str]:
+        """The scores that are shown, the one that counts first: the recipe's first metric's."""
+        return [name for name in self.points[0].scores if name not in LESSER]
+
+    @property
+    def best(self) -> list[Point]:
+        """The points that no other reaches with as few calls, by their calls; of equals the first.
+
+        By the score that counts, higher being better.
+        """
+        name, found = self.metrics[0], list[Point]()
+        for point in sorted(self.points, key=lambda it: (it.calls, -it.scores[name])):
+            if not found or point.scores[name] > found[-1].scores[name]:
+                found.append(point)
+        return found
 
 
-def samplers(wanted: str) -> list[str]:
-    """The samplers of a list with commas, or all there are. Raises CdlmError for others."""
+def samplers(job: Job, wanted: str = "") -> list[str]:
+    """The samplers of a list with commas, or all that this run's weights can be sampled with.
+
+    Raises CdlmError for those that there are not, and for those asked for that can't be used.
+    """
     known = plugins.load().registry.names("sampler")
-    names = [name.strip() for name in wanted.split(",") if name.strip()] or known
+    names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
     for name in names:
         if name not in known:
             raise CdlmError(f'--samplers: no sampler is called "{name}"; {nearest(name, known)}')
-    return list(dict.fromkeys(names))
+        _with(job, name, 1)
+    return names or [name for name in known if _usable(job, name)]
 
 
-def measure(
-    job: Job, names: Sequence[str], steps: Sequence[int], limit: int, tell: Tell = silent
-) -> Frontier:
-    """Sample and score the first `limit` images of the evaluation split in every way.
-
-    Each sampler has its own defaults, but the recipe's where it is the recipe's. The way that takes
-    longest is not warmed up: one short call before all warms the machine.
-    Raises RunError, CdlmError, RecipeError where a sampler can't do without a parameter.
-    """
-    step, plan = job.load_weights(), job.recipe.evaluate
-    split, table = job.split(plan.split), job.features(plan.split, tell)
-    table = table[: limit or None]
-    rows = slice(len(table))
-    ways = [(name, _with(job, name, n), n) for name in names for n in steps]
-    caption_features(ways[0][1], table[:2], job.recipe.seed, plan.batch)
-    points = []
-    for i, (name, way, n) in enumerate(ways):
-        tell("samplers", i, len(ways), f"{name}, {n} steps")
-        with _calls(way.parts.network) as calls:
-            began = time.perf_counter()
-            said = caption_features(way, table, job.recipe.seed, plan.batch)
-            seconds = time.perf_counter() - began
-        answers = Answers(
-            image_ids=split.ids[rows],
-            captions=[it.caption for it in said],
-            references=split.captions[rows],
-            truths=split.truths[rows],
-        )
-        scores = {score.name: score.value for score in evaluate(metrics(job.recipe), answers)}
-        share = calls[0] // (len(table) * way.parts.selection.count)
-        points.append(Point(sampler=name, steps=n, calls=share, seconds=seconds, scores=scores))
-    tell("samplers", len(ways), len(ways), "")
-    return Frontier(
-        split=plan.split,
-        images=len(table),
-        step=step,
-        device=job.device,
-        sets=list(job.recipe.sets),
-        points=points,
-    )
+def _usable(job: Job, name: str) -> bool:
+    """Whether it can be tried; says why not."""
+    try:
+        _with(job, name, 1)
+    except CdlmError as error:
+        log.warning("left out: %s", error)
+        return False
+    return True
 
 
 def _with(job: Job, name: str, steps: int) -> Job:
@@ -110,8 +99,71 @@ def _with(job: Job, name: str, steps: int) -> Job:
     sets = [] if own else [f'sampler={{ use = "{name}" }}']
     try:
         return job.sampling([*sets, f"sampler.steps={steps}"])
-    except RecipeError as error:
+    except CdlmError as error:
         raise CdlmError(f"sampler {name} can't be tried as it is: {error}") from error
+
+
+# -------------------------------------------------------------------------------------- measured
+
+
+def measure(
+    job: Job, names: Sequence[str], steps: Sequence[int], limit: int, tell: Tell = silent
+) -> Frontier:
+    """Sample and score the first `limit` images of the evaluation split in every way; 0: all.
+
+    Each sampler has its own defaults, but the recipe's where it is the recipe's. One batch before
+    all warms the machine; then the samplers take turns, number of steps by number of steps.
+    Raises RunError, CdlmError.
+    """
+    step, split = job.load_weights(), job.recipe.evaluate.split
+    table = job.features(split, tell)[: limit or None]
+    ways = [(name, n, _with(job, name, n)) for n in sorted(steps) for name in names]
+    total, done = len(table) * sum(n for _, n, _ in ways), 0
+    _said(ways[0][2], table[: job.recipe.evaluate.batch], silent)
+    points = []
+    for name, n, way in ways:
+        points.append(_point(way, table, _part(tell, done, n, total, f"{name}, {n} steps")))
+        done += len(table) * n
+    points.sort(key=lambda point: names.index(point.sampler))
+    return Frontier(
+        split=split,
+        images=len(table),
+        step=step,
+        device=job.device,
+        sets=list(job.recipe.sets),
+        points=points,
+    )
+
+
+def _part(tell: Tell, done: int, steps: int, total: int, detail: str) -> Tell:
+    """What is told of captions, as a part of all steps of all images."""
+    return lambda _, captions, *__: tell("image steps", done + captions * steps, total, detail)
+
+
+def _said(job: Job, table: Tensor, tell: Tell) -> list[Said]:
+    return caption_features(job, table, job.recipe.seed, job.recipe.evaluate.batch, tell)
+
+
+def _point(job: Job, table: Tensor, tell: Tell) -> Point:
+    """Caption these images, and score what is said."""
+    with _calls(job.parts.network) as calls:
+        began = time.perf_counter()
+        said = _said(job, table, tell)
+        seconds = time.perf_counter() - began
+    split, rows = job.split(job.recipe.evaluate.split), slice(len(table))
+    answers = Answers(
+        image_ids=split.ids[rows],
+        captions=[it.caption for it in said],
+        references=split.captions[rows],
+        truths=split.truths[rows],
+    )
+    return Point(
+        sampler=job.recipe.one("sampler").use,
+        steps=job.parts.sampler.steps,
+        calls=calls[0] // (len(table) * job.parts.selection.count),
+        seconds=seconds,
+        scores={score.name: score.value for score in evaluate(metrics(job.recipe), answers)},
+    )
 
 
 @contextmanager
@@ -138,30 +190,44 @@ def table(found: Frontier, title: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    names = list(found.points[0].scores)
-    best = {name: max(point.scores[name] for point in found.points) for name in names}
-    caption = Text(
-        f"{found.split} split, first {found.images:,} images, weights of step {found.step}, on "
-        f"{found.device}; single runs, timed one after the other; best in bold",
+    about = Text(
+        f"{found.split} split, first {found.images:,} images, single runs, timed in turns on "
+        f"{found.device}, weights of step {found.step}. * no other is as good with as few calls; "
+        "best in bold",
         style="dim",
         justify="left",
     )
-    drawn = Table(title=Text(title), caption=caption, title_justify="left", box=box.SIMPLE_HEAD)
+    drawn = Table(title=Text(title), caption=about, title_justify="left", box=box.SIMPLE_HEAD)
     drawn.add_column("sampler", no_wrap=True)
-    for name in ("steps", "calls", "seconds", *(LABELS.get(it, it) for it in names)):
-        drawn.add_column(name.partition(" (")[0].replace("_", " "), justify="right")
+    for name in ("steps", "calls", "seconds", *map(label, found.metrics)):
+        drawn.add_column(name.partition(" (")[0], justify="right")
     before = ""
-    for point in found.points:
+    for point, cells in zip(found.points, _cells(found), strict=True):
         if before and point.sampler != before:
             drawn.add_section()
-        values = [
-            Text(f"{value:.4f}", style="bold" if value == best[name] else "")
-            for name, value in point.scores.items()
-        ]
-        label = point.sampler if point.sampler != before else ""
-        drawn.add_row(label, f"{point.steps}", f"{point.calls}", f"{point.seconds:.1f}", *values)
+        drawn.add_row(point.sampler if point.sampler != before else "", *cells)
         before = point.sampler
     return drawn
+
+
+def _cells(found: Frontier) -> Iterator[list[Text]]:
+    """What stands beside each point's sampler."""
+    from rich.text import Text
+
+    best = {name: max(it.scores[name] for it in found.points) for name in found.metrics}
+    for point in found.points:
+        numbers = [str(point.steps), str(point.calls), f"{point.seconds:.1f}"]
+        values = [
+            Text(f"{point.scores[name]:.4f}", style="bold" if point.scores[name] == most else "")
+            for name, most in best.items()
+        ]
+        values[0] = Text("* " if point in found.best else "") + values[0]
+        yield [*map(Text, numbers), *values]
+
+
+def label(metric: str) -> str:
+    """A score's name as people write it."""
+    return LABELS.get(metric, metric.replace("_", " "))
 
 
 def write(found: Frontier, folder: Path, title: str) -> Path:
@@ -169,21 +235,26 @@ def write(found: Frontier, folder: Path, title: str) -> Path:
     from cdlm import charts
 
     folder.mkdir(exist_ok=True)
-    rundir.write_text(folder / "frontier.json", json.dumps(asdict(found), indent=2) + "\n")
-    picture, name = folder / "frontier.png", found.metric
+    rundir.write_json(folder / "frontier.json", asdict(found))
+    picture, name = folder / "frontier.png", found.metrics[0]
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for point in found.points:
         xs, ys = curves.setdefault(point.sampler, ([], []))
         xs.append(point.calls)
         ys.append(point.scores[name])
-    label = LABELS.get(name, name.replace("_", " "))
+    steps = sorted({point.steps for point in found.points})
+    last = max(point.calls for point in found.points)
+    best = [*found.best, found.best[-1]]  # and on to the right edge
     charts.lines(
         picture,
         curves,
-        title=f"{title}: {label} of every sampler",
-        across="network calls for a caption",
-        up=label,
+        title=f"{title}: {label(name)} of every sampler",
+        across=f"network calls for a caption, at {', '.join(map(str, steps))} steps",
+        up=label(name),
         log=True,
-        note=f"{found.split} split, {found.images:,} images, weights of step {found.step}",
+        floor=None,
+        beneath=([*(it.calls for it in best[:-1]), last], [it.scores[name] for it in best]),
+        note=f"{found.split} split, first {found.images:,} images, weights of step {found.step}; "
+        "pale: the best with as few calls",
     )
     return picture

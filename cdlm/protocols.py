@@ -180,7 +180,7 @@ class Timesteps(Protocol):
     """kind `timesteps`: which noise levels training visits, and how much each counts."""
 
     def __call__(self, batch: int, rng: Generator) -> tuple[Tensor, Tensor]:
-        """-> t B in (0, 1), weight B."""
+        """-> t B in (0, 1], weight B."""
 
     def observe(self, t: Tensor, loss: Tensor) -> None:
         """Told of every loss B at its t B; most do nothing with it."""

@@ -449,19 +449,21 @@ class _Reading:
             )
             said = f"{choice.use} {asks} {what}, which {does_not}"
             place = layers.joined(self.tree.origin((*key, "use")), key)
-            self.note(key, said, f"what {has} {what}: {self._able(has, lacking)}", place)
+            # One denoiser has to read all of it; several components may provide it together.
+            asked = [lacking] if has == "reads" else [frozenset({it}) for it in sorted(lacking)]
+            self.note(key, said, "; ".join(self._able(has, it) for it in asked), place)
 
     def _declared(self, kind: str, name: str, which: str) -> frozenset[str]:
         return signature.read(self.registry.get(kind, name)).sets.get(which, frozenset())
 
     def _able(self, which: str, wanted: frozenset[str]) -> str:
-        """The components, of any kind, that declare all that is wanted."""
+        """Which components, of any kind, declare all that is wanted, in words."""
         able = []
         for entry in self.registry.entries():
             with suppress(PluginError):
                 if wanted <= signature.read(entry).sets.get(which, frozenset()):
                     able.append(f"{entry.kind} {entry.name}")
-        return ", ".join(able) or "nothing"
+        return f"what {which} {' and '.join(sorted(wanted))}: {', '.join(able) or 'nothing'}"
 
 
 def _fault(value: Any) -> str:

@@ -160,7 +160,7 @@ class Job:
         recipe, dims = altered(self.recipe, sets), self.parts.dims
         _check_guidance(self.recipe, recipe, dims)
         changed = [kind for kind in SAMPLING if recipe.choices[kind] != self.recipe.choices[kind]]
-        new = {kind: _sampling_part(recipe, kind, dims) for kind in changed}
+        new = {kind: _sampling_part(recipe, kind, self.parts) for kind in changed}
         return replace(self, recipe=recipe, parts=replace(self.parts, **new))
 
     def split(self, name: str) -> Split:
@@ -185,15 +185,26 @@ class Job:
         return found.step
 
 
-def _sampling_part(recipe: Recipe, kind: str, dims: Dims) -> Any:
-    """The recipe's component of this kind, or list of them, for a network that is trained."""
+def _sampling_part(recipe: Recipe, kind: str, parts: Parts) -> Any:
+    """The recipe's component of this kind, or list of them, for a network that is trained.
+
+    One that learns shares the weights of the one in its place, if they are of the same sizes.
+    """
     choices = recipe.choices[kind]
     if isinstance(choices, list):
-        return [make(choice, dims=dims) for choice in choices]
-    part = make(choices, dims=dims)
-    if isinstance(part, nn.Module) and list(part.parameters()):
-        raise CdlmError(f'{kind} "{choices.use}" learns in training, which this run did without it')
-    return part.eval() if isinstance(part, nn.Module) else part
+        return [make(choice, dims=parts.dims) for choice in choices]
+    part, trained = make(choices, dims=parts.dims), getattr(parts, kind)
+    if not isinstance(part, nn.Module):
+        return part
+    if list(part.parameters()):
+        if type(part) is not type(trained) or _sizes(part) != _sizes(trained):
+            raise CdlmError(f'{kind} "{choices.use}" learns in training; this run had none like it')
+        part.load_state_dict(trained.state_dict(), assign=True)
+    return part.eval()
+
+
+def _sizes(part: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in part.state_dict().items()}
 
 
 def _check_guidance(trained: Recipe, recipe: Recipe, dims: Dims) -> None:
@@ -373,7 +384,8 @@ def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
     )
     how = _how(job)
     about = (
-        f"{plan.split} split, {job.recipe.one('sampler').use} of {job.parts.sampler.steps} steps, "
+        f"{plan.split} split of {job.recipe.one('dataset').use}, "
+        f"{job.recipe.one('sampler').use} of {job.parts.sampler.steps} steps, "
         f"weights of step {step}{'' if how == SINGLE else ', ' + how}"
     )
     judges = metrics(job.recipe)

@@ -24,11 +24,13 @@ def sample(
 ) -> Iterator[State]:
     """Every state from the first noise on to t = 0. Shapes: mask B L, states B L E."""
     barred = forbidden(parts, rng.device)
+    before: Tensor | None = None  # the last estimate as the network made it: so it has practised
 
     def denoise(x: Tensor, t: float) -> Estimate:
+        nonlocal before
         times = x.new_full((len(x),), t)
-        x0_hat = answer(parts, x, times, condition, mask, state.x0_hat).x0_hat
-        x0_hat = parts.rounding(x0_hat, t, parts.embedding)
+        before = answer(parts, x, times, condition, mask, before).x0_hat
+        x0_hat = parts.rounding(before, t, parts.embedding)
         if barred is not None:
             x0_hat = to_allowed(x0_hat, barred, parts.embedding.table())
         return Estimate(x0_hat=x0_hat, spread=parts.variance(x0_hat, x, times))

@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CDLM, RECIPE, Command, Finished
 from PIL import Image
+from safetensors.torch import save_file
 
 from cdlm import cli as command_line
 from cdlm import describe, plugins
@@ -409,9 +411,50 @@ def test_eval_prints_the_table_of_what_is_set(cdlm: Command, tiny_run: Finished)
     argv = ("eval", tiny_run.path, "--set", "evaluate.split=test", "--set", "evaluate.limit=5")
     said = cdlm(*argv, "--set", "sampler.steps=5")
     assert said.code == 0, said.err
-    assert ": test split, ddpm of 5 steps," in " ".join(said.out.split())
+    assert ": test split of shapes, ddpm of 5 steps," in " ".join(said.out.split())
     (row,) = [line for line in said.out.splitlines() if "exact match" in line]
     assert row.split()[-1] == "5"
+
+
+def test_a_run_is_evaluated_zero_shot_on_coco_by_one_command(
+    cdlm: Command, tiny_run: Finished, tmp_path: Path
+) -> None:
+    """Weights and words are those of drawn scenes; images, references and features are COCO's."""
+    ids = [f"{i:012}.jpg" for i in range(3)]
+    found = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(ids)],
+        "annotations": [{"image_id": i, "caption": f"Photo {i}."} for i in range(3)],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "captions_val2017.json").write_text(json.dumps(found))
+    own = tmp_path / "coco.safetensors"
+    save_file({"features": torch.ones(3, 8)}, own, metadata={"image_ids": json.dumps(ids)})
+    coco = ("--set", f'dataset={{use="coco", root="{tmp_path}"}}')
+    said = cdlm("eval", tiny_run.path, *coco)
+    assert_message(said, "no features for 3 of 3 images", "--set encoder.path=FILE")
+    said = cdlm("eval", tiny_run.path, *coco, "--set", f"encoder.path={own}")
+    assert said.code == 0, said.err
+    assert ": val split of coco, ddpm" in " ".join(said.out.split()) and "Photo 2." in said.out
+
+
+def test_eval_on_another_dataset_is_one_command(
+    cdlm: Command, tiny_run: Finished, tmp_path: Path
+) -> None:
+    """Weights and words stay; images, references and features are the other's."""
+    notes = [{"image_id": i, "caption": f"a red star {i}"} for i in range(3)]
+    images = [{"id": i, "file_name": f"{i:012}.jpg"} for i in range(3)]
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations" / "captions_val2017.json"
+    file.write_text(json.dumps({"images": images, "annotations": notes}))
+    names = json.dumps([image["file_name"] for image in images])
+    save_file({"features": torch.randn(3, 8)}, tmp_path / "f", metadata={"image_ids": names})
+    other = f'dataset={{ use = "coco", root = "{tmp_path}" }}'
+    said = cdlm("eval", tiny_run.path, "--set", other, "--set", f'encoder.path="{tmp_path / "f"}"')
+    assert said.code == 0, said.err
+    words = " ".join(said.out.split())
+    assert ": val split of coco, ddpm of 2 steps," in words and "a red star 1" in words
+    said = cdlm("eval", tiny_run.path, "--set", other)
+    assert_message(said, "no features for 3 of 3 images", "--set encoder.path=FILE")
 
 
 def test_eval_shows_single_samples_and_the_oracle_beside_what_was_selected(

@@ -55,23 +55,24 @@ test_bits = conformance("embedding", "bits")
 
 test_mse = conformance("loss", "mse")
 test_l1 = conformance("loss", "l1")
-test_rounding_loss = conformance("loss", "rounding")
-test_rounding_of_text = conformance("loss", "rounding", of="x0")
+NEVER_CERTAIN = {"is_nothing_for_the_truth": "the score of the right word is never certain"}
+test_rounding_loss = conformance("loss", "rounding", waive=NEVER_CERTAIN)
+test_rounding_of_text = conformance("loss", "rounding", of="x0", waive=NEVER_CERTAIN)
 test_huber = conformance("loss", "huber", delta=0.5)
 test_min_snr = conformance("loss", "min_snr")
 test_anchor = conformance("loss", "anchor")
 test_anchor_l1 = conformance("loss", "anchor", norm="l1")
-test_anchor_rounding = conformance("loss", "anchor_rounding")
+test_anchor_rounding = conformance("loss", "anchor_rounding", waive=NEVER_CERTAIN)
 test_prior = conformance("loss", "prior")
 test_vlb = conformance("loss", "vlb", steps=100)
 SPREAD_ALONE = {"teaches": "it teaches the variance alone"}
-test_vlb_hybrid = conformance("loss", "vlb", hybrid=True, waive=SPREAD_ALONE)
+test_vlb_hybrid = conformance("loss", "vlb", steps=10, hybrid=True, waive=SPREAD_ALONE)
 
 CONTRASTIVE = {"counts_each_caption_alone": "the other images of the batch are what it compares"}
 HEAD_ALONE = {"teaches": "it teaches another part's head, and nothing else"}
 GUESSES = {"prefers_the_truth": "an untrained head may find noise more like the image"}
-test_match = conformance("loss", "match", waive=CONTRASTIVE | HEAD_ALONE | GUESSES)
-test_length_loss = conformance("loss", "length", waive=HEAD_ALONE)
+test_match = conformance("loss", "match", waive=CONTRASTIVE | HEAD_ALONE | GUESSES | NEVER_CERTAIN)
+test_length_loss = conformance("loss", "length", waive=HEAD_ALONE | NEVER_CERTAIN)
 
 test_time_add = conformance("conditioning", "time_add")
 test_feature_add = conformance("conditioning", "feature_add")
@@ -127,10 +128,8 @@ test_uniform_grid_ahead = conformance("grid", "uniform", td=0.2)
 test_ddim = conformance("sampler", "ddim")
 test_ddim_half_fresh = conformance("sampler", "ddim", eta=0.5)
 test_ddpm = conformance("sampler", "ddpm")
-MODES = "it seeks modes: without the noise of its own x_t it varies less than the data"
-test_renoise = conformance("sampler", "renoise", waive={"keeps_mean_and_spread": MODES})
-STANDS = {"keeps_mean_and_spread": MODES, "ends_at_words": MODES}
-test_refeed = conformance("sampler", "refeed", waive=STANDS)
+test_renoise = conformance("sampler", "renoise")
+test_refeed = conformance("sampler", "refeed")
 test_dpm_solver = conformance("sampler", "dpm_solver")
 test_dpm_solver_first = conformance("sampler", "dpm_solver", order=1)
 test_heun = conformance("sampler", "heun")

@@ -22,14 +22,14 @@ from cdlm.parts.denoisers.transformer import Transformer
 from cdlm.parts.embeddings import Learned
 from cdlm.parts.guidance import Plain, Scale
 from cdlm.parts.lengths import Generated, Histogram
-from cdlm.parts.losses import Mse
+from cdlm.parts.losses import Mse, Vlb
 from cdlm.parts.metrics import ExactMatch
 from cdlm.parts.rounding import Free
 from cdlm.parts.samplers import Ddim, Ddpm
 from cdlm.parts.selections import First
 from cdlm.parts.self_conditioning import Last
 from cdlm.parts.targets import X0, Eps
-from cdlm.parts.timesteps import Uniform
+from cdlm.parts.timesteps import Importance, Uniform
 from cdlm.parts.tokenizers import Words
 from cdlm.records import Level, State
 from cdlm.registry import KINDS
@@ -102,9 +102,14 @@ breaks("timesteps", "stay_inside")(
 )
 breaks("timesteps", "repeat")(lambda: _draws(lambda n, rng: (torch.rand(n), torch.ones(n))))
 breaks("timesteps", "weigh_one")(lambda: _draws(lambda n, rng: (_rand(n, rng), _rand(n, rng))))
-breaks("timesteps", "weigh_fairly")(
-    lambda: _draws(lambda n, rng: (_rand(n, rng).square(), torch.ones(n)))
-)
+
+
+def _unweighted(self: Any, n: int, rng: Any) -> tuple[Tensor, Tensor]:
+    """It draws by losses and forgets to make up for it."""
+    return Importance.forward(self, n, rng)[0], torch.ones(n)
+
+
+breaks("timesteps", "weigh_fairly")(lambda: like(Importance(bins=4), forward=_unweighted))
 breaks("timesteps", "works_in_a_captioner")(
     lambda: _draws(lambda n, rng: (_rand(n, rng), torch.full((n,), math.inf)))
 )
@@ -177,12 +182,26 @@ def _square(guess: Any) -> Tensor:
 breaks("loss", "is_one_number_a_caption")(lambda: _loss(lambda guess: _square(guess).mean()))
 breaks("loss", "prefers_the_truth")(lambda: _loss(lambda guess: -_square(guess)))
 breaks("loss", "is_never_negative")(lambda: _loss(lambda guess: _square(guess) - 1))
+breaks("loss", "is_nothing_for_the_truth")(lambda: _loss(lambda guess: _square(guess) + 1))
 breaks("loss", "ignores_masked_positions")(lambda: _loss(_square))
 breaks("loss", "counts_each_caption_alone")(
     lambda: _loss(lambda guess: _square(guess) * torch.arange(len(guess.got)))
 )
 breaks("loss", "teaches")(lambda: _loss(lambda guess: _square(guess).detach()))
 breaks("loss", "works_in_a_captioner")(lambda: _loss(lambda guess: _square(guess) / 0))
+
+
+def _bound(change: Callable[[Any, Tensor], Tensor]) -> Any:
+    whole = Vlb(steps=10)
+    return like(whole, __call__=lambda self, guess: change(guess, whole(guess)))
+
+
+breaks("loss", "is_the_divergence_of_a_step")(  # it takes the variance for the posterior's
+    lambda: _bound(lambda guess, _: Vlb(steps=10)(replace(guess, spread=torch.zeros(()))))
+)
+breaks("loss", "sums_to_the_bound")(  # it gives one term, not their number times it
+    lambda: _bound(lambda guess, nats: nats / 10)
+)
 
 # ---------------------------------------------------------------------------------- conditioning
 
@@ -280,6 +299,12 @@ def _guided(rule: Callable[..., Tensor], part: Any = None) -> Any:
 
 breaks("guidance", "keeps_the_shape")(lambda: _guided(lambda with_, _: with_[:, 0]))
 breaks("guidance", "keeps_what_both_say")(lambda: _guided(lambda with_, without: with_ + without))
+breaks("guidance", "starts_as_the_plain_prediction")(
+    lambda: _guided(lambda with_, without: 2 * with_ - without)
+)
+breaks("guidance", "hides_a_withheld_image")(
+    lambda: like(Plain(), forward=lambda self, x, _, t, mask, given: x + given.features.mean())
+)
 breaks("guidance", "asks_for_both_if_both_count")(lambda: like(Scale(), both=lambda self, t: False))
 breaks("guidance", "counts_each_caption_alone")(
     lambda: _guided(lambda with_, _: with_ - with_.mean(0))
@@ -329,9 +354,10 @@ breaks("sampler", "has_steps_and_order")(lambda: like(Ddim(), order=0.5))
 breaks("sampler", "arrives_at_the_estimate")(lambda: _steps(_short))
 breaks("sampler", "keeps_the_books")(lambda: _steps(_late))
 breaks("sampler", "repeats")(lambda: _steps(_global))
-breaks("sampler", "keeps_mean_and_spread")(lambda: _steps(_noiseless))
+breaks("sampler", "recovers_a_gaussian")(lambda: _steps(_noiseless))
+breaks("sampler", "recovers_points")(lambda: _steps(_noiseless))
 breaks("sampler", "converges_at_its_order")(lambda: like(Ddim(), order=2))
-breaks("sampler", "ends_at_words")(lambda: _steps(_noiseless))
+breaks("sampler", "ends_at_words")(lambda: _steps(_short))
 breaks("sampler", "works_in_a_captioner")(lambda: _steps(lambda self, *given: None))
 
 # ------------------------------------------------------------------------------------------ grid
@@ -462,6 +488,17 @@ breaks("length", "covers_the_caption")(
 breaks("length", "draws_positions")(
     lambda: like(Generated(dims=DIMS), draw=lambda self, given, rng: torch.rand(3, 6) < 0.5)
 )
+breaks("length", "draws_a_beginning")(
+    lambda: like(
+        Generated(dims=DIMS), draw=lambda self, given, rng: torch.arange(6).expand(3, 6) > 0
+    )
+)
+breaks("length", "hides_a_withheld_image")(
+    lambda: like(
+        Generated(dims=DIMS),
+        draw=lambda self, given, rng: torch.arange(6) <= given.features.sum((1, 2))[:, None] % 6,
+    )
+)
 breaks("length", "learns_in_training_only")(lambda: like(Histogram(dims=DIMS), mask=_learns_always))
 breaks("length", "works_in_a_captioner")(
     lambda: like(Generated(dims=DIMS), mask=lambda self, batch: batch.mask.fill_(0) / 0)
@@ -534,7 +571,10 @@ def _counting() -> Callable[[Any, str], None]:
 
 
 breaks("dataset", "captions_every_image")(lambda: _shapes(_set(captions=[[" "]] * 6)))
-breaks("dataset", "keeps_splits_apart")(lambda: _shapes(_set(fingerprint="the same")))
+breaks("dataset", "keeps_splits_apart")(
+    lambda: _shapes(lambda split, name: split.ids.__setitem__(0, "a photo in every split"))
+)
+breaks("dataset", "names_its_splits")(lambda: _shapes(_set(fingerprint="the same")))
 breaks("dataset", "weighs_every_image")(lambda: _shapes(_set(weights=[0.0] * 6)))
 breaks("dataset", "repeats")(lambda: _shapes(_counting()))
 breaks("dataset", "gives_the_images_asked_for")(

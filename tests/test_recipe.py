@@ -58,6 +58,10 @@ class Truth:
     """Judges by the scene."""
     needs: ClassVar[set[str]] = {"scenes"}
 
+class Jury:
+    """Judges by the scene and by its own mood."""
+    needs: ClassVar[set[str]] = {"scenes", "moods"}
+
 class Token:
     """Adds a token."""
     writes: ClassVar[set[str]] = {"tokens"}
@@ -83,7 +87,7 @@ class Broken:
 NAMED = {
     "schedule": {"cosine": "Cosine", "linear": "Linear", "broken": "Broken"},
     "dataset": {"photos": "Photos", "scenes": "Scenes"},
-    "metric": {"bleu": "Plain", "truth": "Truth"},
+    "metric": {"bleu": "Plain", "truth": "Truth", "jury": "Jury"},
     "conditioning": {"token": "Token", "film": "Film"},
     "denoiser": {"sequence": "Sequence", "adaptive": "Adaptive"},
 }
@@ -309,6 +313,11 @@ MISTAKES = [
         'dataset = { use = "photos", root = "a" }',
         "base.toml:6, metric.1: truth needs scenes, which nothing in this recipe provides",
         "what provides scenes: dataset scenes",
+    ),
+    (
+        'dataset = { use = "photos", root = "a" }\nmetric = [{ use = "jury" }]',
+        "metric.0: jury needs moods and scenes, which nothing in this recipe provides",
+        "what provides moods: nothing; what provides scenes: dataset scenes",
     ),
     ('extends = "base.toml"', "mine.toml:1, extends: a stored recipe extends nothing", ""),
     ('"a\\nb" = 1', 'mine.toml, "a\\nb": there is no such key', ""),

@@ -303,6 +303,24 @@ def test_guidance_set_afterwards_needs_withheld_images(tiny_recipe: Path, tmp_pa
         evaluated(job.run.path, "guidance={ use = 'scale', scale = 2 }")
 
 
+def test_guidance_that_learnt_is_set_anew_with_its_weights(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """Its scale is free; its sizes are not, nor is a guidance that the run had not."""
+    with_loss = 'loss=[{ use = "mse" }, { use = "match" }]'
+    job = new_job(tiny_recipe, tmp_path, "guidance.use=classifier", with_loss, "train.steps=1")
+    train_run(job)
+    job.load_weights()
+    other = job.sampling(["guidance.scale=3"]).parts.guidance
+    assert other.scale == 3 and not other.training  # type: ignore[attr-defined]
+    trained = job.parts.guidance.state_dict()  # type: ignore[attr-defined]
+    for name, value in other.state_dict().items():  # type: ignore[attr-defined]
+        assert value.data_ptr() == trained[name].data_ptr(), f"{name} is a copy"
+    assert evaluated(job.run.path, "guidance.scale=3") == 1
+    with pytest.raises(CdlmError, match='"classifier" learns in training; this run had none'):
+        job.sampling(["guidance.inner=8"])
+
+
 def test_evaluating_changes_nothing_in_the_run(tiny_run: Finished) -> None:
     before = contents(tiny_run.path)
     evaluated(tiny_run.path, "seed=1")

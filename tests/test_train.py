@@ -18,6 +18,7 @@ from cdlm.parts.embeddings import Learned
 from cdlm.parts.guidance import Plain, Scale
 from cdlm.parts.lengths import Histogram
 from cdlm.parts.losses import Mse, Rounding
+from cdlm.parts.timesteps import Importance
 from cdlm.recipe import TrainTable
 from cdlm.records import Event
 from cdlm.sample import captions
@@ -46,6 +47,11 @@ def restless() -> Parts:
         guidance=Scale(drop=0.3),
         length=Histogram(dims=DIMS),
     )
+
+
+def watchful() -> Parts:
+    """A restless one whose noise levels follow the losses that it has seen."""
+    return replace(restless(), timesteps=Importance(bins=2, history=2))
 
 
 def copied(tensors: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
@@ -100,7 +106,7 @@ def test_two_runs_of_one_seed_are_equal_and_another_seed_is_not() -> None:
 
 
 def test_a_run_resumed_at_any_step_is_the_undisturbed_run() -> None:
-    parts = restless()
+    parts = watchful()
     work = learner(parts, PLAN, "cpu")
     states = {0: copied(snapshot(work))}
     whole: dict[int, float] = {}
@@ -111,12 +117,14 @@ def test_a_run_resumed_at_any_step_is_the_undisturbed_run() -> None:
             states[event.step] = copied(snapshot(work))
     for first in range(PLAN.steps):
         torch.rand(first + 1)  # the global generator stands elsewhere after a restart
-        parts = restless()
+        parts = watchful()
         again = learner(parts, PLAN, "cpu")
         restore(again, states[first])
         rest = {e.step: e.value for e in run(parts, again, first=first) if e.name == "loss"}
         assert rest == {step: value for step, value in whole.items() if step > first}
         same(snapshot(again), states[PLAN.steps])
+    shares = parts.timesteps.shares()  # type: ignore[attr-defined]  # Importance's
+    assert shares[0] != shares[1], "noise levels never followed the losses"
 
 
 def test_without_its_snapshot_a_resumed_run_is_another() -> None:

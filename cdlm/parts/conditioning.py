@@ -141,7 +141,7 @@ class FeatureAdd(nn.Module):
     """The image feature, averaged over its tokens, added to every position as the time is.
 
     h <- h + mean_n f(norm(feature_n)),  f linear, or an MLP where `inner` is above 0.
-    Shapes: B M H.   Source: Xu 2022 (CLIP-Diffusion-LM), section 3.2, fusion by addition.
+    Shapes: B M H.   Source: Xu 2022 (CLIP-Diffusion-LM), section 5.5, addition.
     """
 
     writes: ClassVar[set[str]] = set()
@@ -160,7 +160,7 @@ class ExtraToken(nn.Module):
 
     h <- [h + S_0, f(norm(feature)) + S_1]; S, if `segment`, tells text from image; f is linear, or
     an MLP where `inner` is above 0.
-    Shapes: B M H -> B (M+N) H.   Source: Xu 2022 (CLIP-Diffusion-LM), section 3.2, concatenation.
+    Shapes: B M H -> B (M+N) H.   Source: Xu 2022 (CLIP-Diffusion-LM), section 5.5, concatenation.
     """
 
     writes: ClassVar[set[str]] = {"tokens"}
@@ -255,7 +255,7 @@ class TextToken(nn.Module):
     masked, or the image's first token, its pooled feature, stands in for it, as the two share a
     space. Where the image is withheld, both are.
     Shapes: B M H -> B (M+1) H.
-    Source: Xu 2022 (CLIP-Diffusion-LM), section 3.2: [x_t, image, text].
+    Source: Xu 2022 (CLIP-Diffusion-LM), sections 4 and 5.1: [x_t, image, text].
     """
 
     needs: ClassVar[set[str]] = {"texts"}

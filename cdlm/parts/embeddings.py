@@ -61,7 +61,7 @@ class Pretrained(nn.Module):
     Its width is the model's `width`, its rows are those of the same source's tokenizer.
     The scores are those of a language head with tied weights: among rows of different lengths the
     best one is not always the nearest word.
-    Shapes: ids B L -> B L E;  x B L E -> B L V.   Source: Xu 2022 (CLIP-Diffusion-LM), section 3.1
+    Shapes: ids B L -> B L E;  x B L E -> B L V.   Source: Xu 2022 (CLIP-Diffusion-LM), section 4
     (DistilBERT's word embeddings, frozen).
     Raises CdlmError where width or vocabulary do not fit.
     """

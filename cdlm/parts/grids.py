@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from cdlm.protocols import Schedule
 from cdlm.values import Fraction, Part
@@ -64,22 +65,23 @@ class LogSnr:
     clean: Part = 1e-3  # the last time but 0
 
     def __call__(self, steps: int, schedule: Schedule) -> list[tuple[float, float]]:
-        first, last = (_half_log_snr(schedule, t) for t in (1.0, self.clean))
-        inner = (first + (last - first) * i / max(1, steps - 1) for i in range(1, steps))
-        return ahead([1.0, *(_time_of(schedule, ratio) for ratio in inner), 0.0], self.td)
+        ends = _half_log_snr(schedule, torch.tensor([1.0, self.clean], dtype=torch.float64))
+        share = torch.arange(1, steps, dtype=torch.float64) / max(1, steps - 1)
+        inner = _times_of(schedule, torch.lerp(ends[0], ends[1], share))
+        return ahead([1.0, *inner.tolist(), 0.0], self.td)
 
 
-def _half_log_snr(schedule: Schedule, t: float) -> float:
+def _half_log_snr(schedule: Schedule, t: Tensor) -> Tensor:
     """log(alpha / sigma) at t, within -10 and 10."""
-    level = schedule(torch.tensor(t, dtype=torch.float64))
-    return float((level.alpha / level.sigma).log().clamp(-10, 10))
+    level = schedule(t)
+    return (level.alpha / level.sigma).log().clamp(-10, 10)
 
 
-def _time_of(schedule: Schedule, ratio: float) -> float:
+def _times_of(schedule: Schedule, ratio: Tensor) -> Tensor:
     """The t at which log(alpha / sigma) is this, by bisection: it falls with t."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
+    low, high = torch.zeros_like(ratio), torch.ones_like(ratio)
+    for _ in range(60):  # to the last digit of float64
         middle = (low + high) / 2
         above = _half_log_snr(schedule, middle) > ratio
-        low, high = (middle, high) if above else (low, middle)
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
     return high

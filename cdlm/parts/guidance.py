@@ -35,9 +35,9 @@ class Plain(nn.Module):
 class Scale(nn.Module):
     """Classifier-free guidance: away from what would be said without the image.
 
-    y = without + scale (with - without) where from <= t <= to, else y = with.   Shapes: B L E.
-    scale 1 is the plain prediction, as Imagen and Stable Diffusion count. Ho & Salimans' own w
-    counts from 0: y = (1 + w) with - w without, so that scale = 1 + w.
+    y = without + scale (with - without) where least_t <= t <= most_t, else y = with.
+    Shapes: B L E.   Units: scale 1 is none, as Imagen and Stable Diffusion count. Ho & Salimans'
+    own w is 0 for none: y = (1 + w) with - w without, so that scale = 1 + w.
     The image is dropped from a share of the training captions.
     Source: Ho & Salimans 2021, eq. 6; the window Kynkaanniemi et al. 2024, arXiv 2404.07724.
     Raises ValueError for a window without any time in it.
@@ -149,9 +149,11 @@ class Classifier(nn.Module):
     similarity = tau cos(f(x, t), g(image)),  f an MLP of every position and the time, averaged over
     the caption, g linear. The loss `match` teaches f and g on the network's own estimates, at every
     noise level; nothing else learns from it. The network's answer must be x0 itself. A withheld
-    image moves nothing.
+    image moves nothing. By Bayes' rule the slope's factor would be the covariance of x0 given x_t;
+    here one number stands for it at every t.
     Shapes: B L E.   Source: Dhariwal & Nichol 2021, section 4, with a contrastive head in the
-    classifier's place, as Nichol et al. 2021 (GLIDE), section 4.2, and on x0_hat instead of x_t.
+    classifier's place, as Nichol et al. 2021 (GLIDE), sections 2.4 and 4.4; it looks at x0_hat,
+    where both look at x_t.
     """
 
     needs: ClassVar[set[str]] = {"x0", "match_loss"}
@@ -191,9 +193,13 @@ class Classifier(nn.Module):
     ) -> Tensor:
         if self.training or not self.scale:
             return with_
-        learns = torch.is_grad_enabled()
-        with torch.enable_grad():
-            x = with_ if with_.requires_grad else with_.detach().requires_grad_()
-            likeness = self.similarity(x, t, mask, condition.features).diagonal()
-            (slope,) = torch.autograd.grad(likeness.sum(), x, create_graph=learns)
+        slope = self._slope(with_, t, mask, condition.features, learns=torch.is_grad_enabled())
         return with_ + self.scale * condition.keep[:, None, None] * slope
+
+    def _slope(self, x: Tensor, t: Tensor, mask: Tensor, features: Tensor, learns: bool) -> Tensor:
+        """Of each caption's similarity to its own image, at x. Shapes: B L E."""
+        with torch.inference_mode(False), torch.enable_grad():
+            # Clones: what was made in inference mode can't be differentiated.
+            x, t, mask, features = (it.clone() for it in (x, t, mask, features))
+            likeness = self.similarity(x.requires_grad_(), t, mask, features).diagonal()
+            return torch.autograd.grad(likeness.sum(), x, create_graph=learns)[0]

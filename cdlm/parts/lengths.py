@@ -60,7 +60,7 @@ class Predicted(nn.Module):
 
     p(length) = softmax(MLP(mean_n norm(feature_n))), taught by the loss `length`; a withheld image
     is as a feature of 0.   Shapes: -> B L.
-    Source: Zhu et al. 2022 (DDCap), section 3.3, a head over lengths.
+    Source: Zhu et al. 2022 (DDCap), arXiv 2211.11694, its length prediction.
     """
 
     needs: ClassVar[set[str]] = {"length_loss"}

@@ -40,7 +40,8 @@ class L1:
     """Mean absolute error of what the network says.
 
     mean over positions and E of |got - wanted|.   Shapes: -> B.
-    Source: Xu 2022 (CLIP-Diffusion-LM), section 3.3.
+    Source: the released code of Xu 2022 (CLIP-Diffusion-LM), summed over positions there; its paper
+    writes a squared error (section 3.1).
     """
 
     weight: NonNegative = 1.0
@@ -102,8 +103,9 @@ class Rounding:
     mean over positions of -log softmax(embedding.logits(x))[word],  x = x0_hat, or x0 itself.
     Shapes: -> B.   Units: nats per token.
     It keeps a learned embedding from collapsing. Of x0_hat it is that of Xu 2022
-    (CLIP-Diffusion-LM) and the anchor loss of Gao et al. 2022 (Difformer), eq. 6; of x0 that of
-    Li et al. 2022 (Diffusion-LM), eq. 2, which teaches the embedding alone.
+    (CLIP-Diffusion-LM), section 3.1, and the anchor loss of Gao et al. 2022 (Difformer), arXiv
+    2212.09412. Of x0 it is that of Li et al. 2022 (Diffusion-LM), eq. 2, and teaches the embedding
+    alone; their code adds the noise of the first step to x0 beforehand, this one does not.
     """
 
     weight: NonNegative = 1.0
@@ -126,7 +128,8 @@ class Anchor:
 
     mean over positions and E of (E(w) - x0_hat(x_1, 1))^2, or of its size.
     It asks the network once more.   Shapes: -> B.
-    Source: Li et al. 2022 (Diffusion-LM), eq. 2; Xu 2022 (CLIP-Diffusion-LM), as l1.
+    Source: Li et al. 2022 (Diffusion-LM), eq. 2, where it is asked only at the first step; Xu 2022
+    (CLIP-Diffusion-LM), section 3.1: in every update, and l1 in its code, with noise of its own.
     """
 
     weight: NonNegative = 1.0
@@ -145,7 +148,7 @@ class AnchorRounding:
 
     mean over positions of -log softmax(embedding.logits(x0_hat(x_1, 1)))[word].
     It asks the network once more.   Shapes: -> B.   Units: nats per token.
-    Source: Xu 2022 (CLIP-Diffusion-LM), the second of its two rounding terms.
+    Source: the released code of Xu 2022 (CLIP-Diffusion-LM): the second of its two rounding terms.
     """
 
     weight: NonNegative = 1.0
@@ -185,7 +188,7 @@ class Vlb:
     else: T times -log softmax(embedding.logits(x0_hat))[word]. With `prior` the bound on -log p(w)
     is complete where timesteps are those of the same T.
     Shapes: -> B.   Units: nats per token, far larger than mse: weigh it by 0.001 or so.
-    Source: Ho et al. 2020, eq. 5; Kingma et al. 2021 (VDM), eq. 12; Li et al. 2022, eq. 1.
+    Source: Ho et al. 2020, eq. 5; Kingma et al. 2021 (VDM), section 4; Li et al. 2022, eq. 1.
     """
 
     provides: ClassVar[set[str]] = {"vlb"}
@@ -200,27 +203,28 @@ class Vlb:
         if self.hybrid:
             x0, x0_hat = x0.detach(), x0_hat.detach()
         first = t < 1.5 / self.steps  # the step to clean text, whatever the rounding of k / T
+        # there is none before it: two other levels stand there, whose KL is not used
         then = (t - 1 / self.steps).clamp(min=1 / self.steps)
         now = guess.schedule(torch.maximum(t, then + 1 / self.steps)).over(z.x0)
-        nats = step_kl(x0, x0_hat, z.x_t, now, guess.schedule(then).over(z.x0), guess.spread)
+        nats = step_kl(x0, x0_hat, now, guess.schedule(then).over(z.x0), guess.spread)
         inner = _over_positions(nats.sum(-1), guess.mask)
         return self.steps * torch.where(first, _nats(x0_hat, guess), inner)
 
 
-def step_kl(
-    x0: Tensor, x0_hat: Tensor, x_t: Tensor, now: Level, then: Level, spread: Tensor
-) -> Tensor:
+def step_kl(x0: Tensor, x0_hat: Tensor, now: Level, then: Level, spread: Tensor) -> Tensor:
     """KL(q(x_s | x_t, x0) || p(x_s | x_t)) of every number, in nats. Shapes: B L E -> B L E.
 
-    Both have the posterior's mean, of x0 and of x0_hat; log of p's variance = (1 - spread) log
-    posterior + spread log forward.   Source: Ho et al. 2020, eq. 7; Nichol & Dhariwal 2021, eq. 15.
+    Both have the posterior's mean, of x0 and of x0_hat, so that x_t falls out of their difference;
+    log of p's variance = (1 - spread) log posterior + spread log forward.
+    Source: Ho et al. 2020, eq. 7; Nichol & Dhariwal 2021, eq. 15.
     """
     forward = 1 - (now.alpha / then.alpha).square()
     posterior = (then.sigma / now.sigma).square() * forward
     moved = then.alpha * forward / now.sigma.square() * (x0 - x0_hat)
     log_ratio = spread * (posterior / forward).log()  # of q's variance to p's
-    ratio = log_ratio.exp()
-    return (ratio - 1 - log_ratio + moved.square() * ratio / posterior) / 2
+    # expm1, as the two variances are so alike that exp(x) - 1 - x would be rounding in float32
+    wider = log_ratio.expm1() - log_ratio
+    return (wider + moved.square() * log_ratio.exp() / posterior) / 2
 
 
 # ---------------------------------------------------------------------- what teaches other parts
@@ -234,7 +238,7 @@ class Match:
     b = k is right; other captions of the same image are left out, not wrong, and so are those
     whose image is withheld. No gradient reaches the network.
     Shapes: -> B.   Units: nats.   Source: Radford et al. 2021 (CLIP), section 2.3; on noisy input
-    Nichol et al. 2021 (GLIDE), section 4.2.
+    Nichol et al. 2021 (GLIDE), section 4.4.
     """
 
     needs: ClassVar[set[str]] = {"match_head"}
@@ -247,7 +251,8 @@ class Match:
         scores = guess.guidance.similarity(  # type: ignore[attr-defined]  # by `needs`
             guess.x0_hat.detach(), guess.noised.t, guess.mask, features
         )
-        same = (features[:, None] == features).all(-1).all(-1)
+        _, image = features.flatten(1).unique(dim=0, return_inverse=True)
+        same = image[:, None] == image
         out = (same | ~keep) & ~torch.eye(len(keep), dtype=torch.bool, device=keep.device)
         right = torch.arange(len(keep), device=keep.device)
         both = [
@@ -262,7 +267,7 @@ class Length:
     """Cross-entropy of the caption's length: it teaches the length `predicted`.
 
     -log p(place of the end token | image).   Shapes: -> B.   Units: nats.
-    Source: Zhu et al. 2022 (DDCap), section 3.3.
+    Source: Zhu et al. 2022 (DDCap), arXiv 2211.11694, its length prediction.
     """
 
     needs: ClassVar[set[str]] = {"length_head"}

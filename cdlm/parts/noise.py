@@ -24,8 +24,8 @@ class Shared:
     """One draw of noise serves the whole batch.
 
     eps_b = e for every caption b,  e ~ N(0, I).   Shapes: B L E.
-    Source: the released code of Xu 2022 (CLIP-Diffusion-LM);
-    gradients of a batch then err together.
+    Gradients of a batch then err together. Source: the lab notes that cdlm grew from, and the draft
+    of CLIP-Diffusion-LM (Xu 2022); its released code draws for each caption.
     """
 
     def __call__(self, x0: Tensor, rng: Generator) -> Tensor:

@@ -88,7 +88,7 @@ class Sigmoid:
 
     alpha(t)^2 = floor + (1 - floor) (f(end) - f(start + (end - start) t)) / (f(end) - f(start)),
     f(z) = sigmoid(z / tau).   Shapes: t B -> alpha, sigma B.   Units: t in [0, 1], 0 clean.
-    Source: Jabri et al. 2022 (RIN), algorithm 3; Chen 2023, arXiv 2301.10972, algorithm 1.
+    Source: Jabri et al. 2022 (RIN), arXiv 2212.11972; Chen 2023, arXiv 2301.10972.
     """
 
     start: float = -3.0  # where on the logistic curve t = 0 lies

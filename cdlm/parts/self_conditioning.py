@@ -37,9 +37,10 @@ class Last(nn.Module):
     what training practised with. `ahead` corrects that: the estimate is made from the same caption
     at t + u, u ~ U(0, ahead), up to 1.
     Shapes: B L E -> B L H.   Units: ahead in t; about 1 / (sampling steps) is what sampling does.
-    Source: Chen et al. 2022 (Bit Diffusion), section 3.2; the correction after Nguyen-Cong et al.
-    2026 (FastDiSS), arXiv 2604.05551, which perturbs what is told towards the noise of sampling;
-    how, is ours.
+    Source: Chen et al. 2022 (Bit Diffusion), section 2, "Self-conditioning"; the correction
+    Nguyen-Cong et al. 2026 (FastDiSS), arXiv 2604.05551, its self-conditioning perturbation: the
+    estimate comes from a higher t' > t. How t' is drawn is ours, and their scaling of each token's
+    noise is not here.
     """
 
     def __init__(

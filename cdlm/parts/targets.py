@@ -72,7 +72,7 @@ class Earlier:
     An error in y is an error 1 / a times as large in x0, and a is small where the gap is. At t = 0
     nothing is earlier: there it says nothing of x0.
     Shapes: B L E.   Units: gap in t; 30 steps of 1000 are 0.03.
-    Source: Xu 2022 (CLIP-Diffusion-LM), section 4 (x_{t-100}); Ho et al. 2020, eq. 7.
+    Source: Xu 2022 (CLIP-Diffusion-LM), section 5.4 (x_{t-100}); Ho et al. 2020, eq. 7.
     """
 
     gap: Part = 0.03  # how much earlier, in t

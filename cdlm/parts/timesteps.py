@@ -51,7 +51,8 @@ class Shared:
 
     t_b = t for every caption b, t ~ U(least, 1), or k / T with k uniform; weight 1.
     Shapes: -> t B, weight B.
-    Source: the released code of Xu 2022 (CLIP-Diffusion-LM); one batch tells of one level only.
+    One batch tells of one level only. Source: after the released code of Xu 2022
+    (CLIP-Diffusion-LM), whose updates have 100 levels, the same for all captions.
     """
 
     least: Above0 = 1e-3  # continuous t is at least this
@@ -70,16 +71,18 @@ class Shared:
 class Stratified:
     """The noise levels of a batch lie evenly, so that its loss varies less.
 
-    t_b = least + (1 - least) ((u + b / B) mod 1),  u ~ U(0, 1) once for each batch; weight 1.
+    u_b = (u + b / B) mod 1,  u ~ U(0, 1) once for each batch;
+    t_b = least + (1 - least) u_b, or k / T with k = 1 + floor(T u_b); weight 1.
     Shapes: -> t B, weight B.   Source: Kingma et al. 2021 (VDM), appendix I.1.
     """
 
-    least: Above0 = 1e-3  # t is at least this
+    least: Above0 = 1e-3  # continuous t is at least this
+    steps: Count = 0  # T; 0: continuous t
 
     def __call__(self, batch: int, rng: Generator) -> tuple[Tensor, Tensor]:
         u = torch.rand((), generator=rng, device=rng.device)
         even = (u + torch.arange(batch, device=rng.device) / batch) % 1
-        return _spread(even, self.least, 0), torch.ones_like(even)
+        return _spread(even, self.least, self.steps), torch.ones_like(even)
 
     def observe(self, t: Tensor, loss: Tensor) -> None:
         """Losses do not change the draw."""

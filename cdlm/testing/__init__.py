@@ -19,7 +19,7 @@ on a component of your own making where the registry's is not what you want to c
 `oracles` holds ideal denoisers in closed form.
 A law that a component breaks by design is waived, with the reason:
 
-    test_renoise = conformance("sampler", "renoise", waive={"keeps_mean_and_spread": "seeks modes"})
+    test_late = conformance("timesteps", "late", waive={"weigh_fairly": "it favours noise"})
 
 Needs pytest.
 """

@@ -48,10 +48,16 @@ def check_dataset_captions_every_image(dataset: Dataset) -> None:
 
 
 def check_dataset_keeps_splits_apart(dataset: Dataset) -> None:
-    """No image id stands in two splits, and no two splits have the same fingerprint."""
+    """No image id stands in two splits: a test on what was trained on measures nothing."""
+    home: dict[str, str] = {}
+    for name, split in _splits(dataset).items():
+        for image in split.ids:
+            assert home.setdefault(image, name) == name, f"{image} is in {home[image]} and {name}"
+
+
+def check_dataset_names_its_splits(dataset: Dataset) -> None:
+    """No two splits have one fingerprint, by which ready features are found again."""
     found = _splits(dataset)
-    ids = [image for split in found.values() for image in split.ids]
-    assert len(ids) == len(set(ids)), "an image is in two splits"
     assert len({split.fingerprint for split in found.values()}) == len(found), "one fingerprint"
 
 
@@ -260,6 +266,23 @@ def check_length_draws_positions(length: Length) -> None:
     assert one.shape == (B, DIMS.length) and one.dtype == torch.bool, "not B L bool"
     assert bool(one.any(1).all()), "a caption without a position"
     assert torch.equal(one, two), "two draws from the same rng differ"
+
+
+def check_length_draws_a_beginning(length: Length) -> None:
+    """What a sampled caption occupies is the first positions, without a gap."""
+    _seen(length)
+    for seed in range(10):
+        drawn = length.draw(condition(), rng(seed)).int()
+        assert bool((drawn.diff(dim=1) <= 0).all()), "a position is used behind an unused one"
+
+
+def check_length_hides_a_withheld_image(length: Length) -> None:
+    """Where the image is withheld, nothing of its feature is left in the length."""
+    _seen(length)
+    for seed in range(10):
+        given = (condition(keep=False, seed=it) for it in range(2))
+        one, two = (length.draw(it, rng(seed)) for it in given)
+        assert torch.equal(one, two), "a withheld image changes the length"
 
 
 def check_length_learns_in_training_only(length: Length) -> None:

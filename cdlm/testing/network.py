@@ -287,6 +287,25 @@ def check_guidance_keeps_what_both_say(guidance: Guidance) -> None:
     assert_close(_calm(guidance)(with_, with_.clone(), t, seen, given), with_, rtol=0, atol=1e-5)
 
 
+def check_guidance_starts_as_the_plain_prediction(guidance: Guidance) -> None:
+    """In training, before any step, the result is the prediction with the image.
+
+    What learns nothing stays so in training; what learns goes on from there.
+    """
+    with_, without, t, seen, given = _branches()
+    assert isinstance(guidance, nn.Module), "it must be an nn.Module"
+    out = guidance.train()(with_, without, t, seen, given)
+    assert_close(out, with_, rtol=0, atol=1e-6)
+
+
+def check_guidance_hides_a_withheld_image(guidance: Guidance) -> None:
+    """Where the image is withheld, nothing of its feature is left in the result."""
+    with_, without, t, seen, _ = _branches()
+    rule, one, two = _calm(guidance), condition(keep=False), condition(keep=False, seed=1)
+    same = torch.equal(rule(with_, without, t, seen, one), rule(with_, without, t, seen, two))
+    assert same, "a withheld image changes the result"
+
+
 def check_guidance_asks_for_both_if_both_count(guidance: Guidance) -> None:
     """`both(t)` is True just where the prediction without the image makes a difference."""
     with_, without, t, seen, given = _branches()

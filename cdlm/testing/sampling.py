@@ -134,14 +134,36 @@ def check_sampler_repeats(sampler: Sampler) -> None:
     assert torch.equal(one, drawn(sampler, oracle, 7, (4, 2, 3), seed=3)), "two runs differ"
 
 
-def check_sampler_keeps_mean_and_spread(sampler: Sampler) -> None:
-    """With the ideal denoiser of N(0, I), 200 steps give mean 0 and variance 1, to 6 %.
+def check_sampler_recovers_a_gaussian(sampler: Sampler) -> None:
+    """With the ideal denoiser of N(1, I / 4), 400 steps give that mean and variance, to 5 %.
 
-    Samplers that seek modes break this by design: waive it and say so.
+    Of order 0, by its own word, a sampler never arrives: it must miss one of them.
     """
-    x = drawn(sampler, gaussian(quarter_circle), 200, CROWD)
-    assert abs(float(x.mean())) < 0.06, f"mean {float(x.mean()):.3f}, not 0"
-    assert abs(float(x.var()) - 1) < 0.06, f"variance {float(x.var()):.3f}, not 1"
+    x = drawn(sampler, gaussian(quarter_circle, 0.5, 1.0), 400, CROWD)
+    mean, variance = float(x.mean()), float(x.var())
+    arrives = abs(mean - 1) < 0.05 and abs(variance - 0.25) < 0.0125
+    found = f"mean {mean:.3f} and variance {variance:.3f} of 1 and 0.25"
+    _as_declared(sampler, arrives, found)
+
+
+def _as_declared(sampler: Sampler, arrives: bool, found: str) -> None:
+    """Who declares an order above 0 arrives at the data's distribution; order 0 does not."""
+    word = "never arrives at the data" if sampler.order == 0 else "arrives at the data"
+    assert arrives == (sampler.order > 0), f"order {sampler.order} {word}; it gives {found}"
+
+
+def check_sampler_recovers_points(sampler: Sampler) -> None:
+    """With the ideal denoiser of six points, it ends at each as often as its share says.
+
+    Chi-square of 2,000 samples, 5 degrees of freedom, below its 99.9 % point; not at order 0.
+    """
+    shares = torch.tensor([0.30, 0.25, 0.20, 0.10, 0.10, 0.05], dtype=torch.float64)
+    places = 3 * torch.eye(6, dtype=torch.float64)
+    x = drawn(sampler, points(quarter_circle, places, shares), 100, (1, 2000, 6))[0]
+    counts = torch.cdist(x, places).argmin(1).bincount(minlength=6)
+    chi_square = float(((counts - 2000 * shares).square() / (2000 * shares)).sum())
+    wanted = [round(2000 * float(share)) for share in shares]
+    _as_declared(sampler, chi_square < 20.5, f"{counts.tolist()} of {wanted}")
 
 
 def check_sampler_converges_at_its_order(sampler: Sampler) -> None:
@@ -181,13 +203,12 @@ class _Reseeded:
 
 
 def check_sampler_ends_at_words(sampler: Sampler) -> None:
-    """With the ideal denoiser of six points, every sample ends at one, and all are met."""
-    places = torch.nn.functional.one_hot(torch.arange(6)).double() * 4
-    x = drawn(sampler, points(quarter_circle, places), 100, (64, 2, 6))
+    """With the ideal denoiser of six points of unequal shares, every sample ends at one of them."""
+    shares = torch.tensor([0.30, 0.25, 0.20, 0.10, 0.10, 0.05], dtype=torch.float64)
+    places = 4 * torch.eye(6, dtype=torch.float64)
+    x = drawn(sampler, points(quarter_circle, places, shares), 100, (64, 2, 6))
     distance = torch.cdist(x, places.expand(len(x), -1, -1))
     assert float(distance.min(-1).values.max()) < 0.05, "a sample ends between the points"
-    met = distance.argmin(-1).unique()
-    assert len(met) == len(places), f"of {len(places)} equal points it ends at {len(met)} only"
 
 
 # ------------------------------------------------------------------------------------ constraint

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cdlm.data import Captions
 from cdlm.errors import CdlmError, DataError
+from cdlm.parts.datasets.captioned import hash_split
 from cdlm.parts.datasets.coco import Coco
 from cdlm.parts.datasets.flickr8k import Flickr8k
 from cdlm.parts.datasets.flickr30k import Flickr30k
@@ -145,6 +146,14 @@ def test_coco_reads_karpathy_s_splits_of_two_folders(coco: Path) -> None:
     assert len(data.split("train").images([0, 1])) == 2
 
 
+def test_an_image_that_karpathy_s_file_has_twice_is_refused(coco: Path) -> None:
+    """It may be in two splits, and then it would be trained and tested on."""
+    entries = [("train2014", "a.jpg", "train"), ("val2014", "a.jpg", "test")]
+    (coco / "dataset_coco.json").write_text(karpathy(entries))
+    with pytest.raises(DataError, match=r"dataset_coco.json: 1 images stand in it twice: a.jpg"):
+        Coco(root=str(coco), splits="karpathy").split("train")
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": [{}], "annotations": []}'])
 def test_coco_refuses_other_json(coco: Path, text: str) -> None:
     (coco / "annotations" / "captions_val2017.json").write_text(text)
@@ -201,6 +210,15 @@ def test_lines_that_can_not_be_used(tmp_path: Path, line: object, why: str) -> N
         data.split("train")
 
 
+def test_bytes_that_are_no_text_are_not_trained_on(tmp_path: Path) -> None:
+    line = b'{"image": "a.jpg", "caption": "a caf\xe9"}\n'
+    (tmp_path / "captions.jsonl").write_bytes(b"\n" + line)
+    with pytest.raises(DataError, match=r"captions.jsonl:2: not UTF-8: .* at byte 36"):
+        Folder(root=str(tmp_path)).split("train")
+    (tmp_path / "captions.jsonl").write_bytes(b"\xef\xbb\xbf" + line.replace(b"\xe9", b"e"))
+    assert _ids(Folder(root=str(tmp_path)), hash_split("a.jpg")) == ["a.jpg"]
+
+
 def test_a_folder_without_captions(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such file\n.*each of its lines"):
         Folder(root=str(tmp_path)).split("train")
@@ -223,9 +241,10 @@ def flickr8k(tmp_path: Path) -> Path:
     return root
 
 
-def test_flickr_photos_are_known_by_number() -> None:
+def test_photos_of_flickr_and_coco_are_known_by_number() -> None:
     assert photo("1000268201_693b08cb0e.jpg") == photo("1000268201.jpg") == "1000268201"
-    assert photo("train2014/COCO_train2014_000000000009.jpg") == "COCO_train2014_000000000009.jpg"
+    assert photo("train2014/COCO_train2014_000000000009.jpg") == photo("000000000009.jpg")
+    assert photo("000000000009.jpg") != photo("9000000000.jpg")
     assert photo("a.jpg") != photo("b.jpg")
 
 
@@ -252,6 +271,25 @@ def test_weights_say_how_often_captions_come(flickr8k: Path, flickr30k: Path) ->
     data = Captions.of(split, torch.arange(2.0).view(2, 1, 1), tokenizer, 8, 0, "cpu")
     seen = torch.cat([data.batch(k, 50, seed=0).features for k in range(40)])
     assert float((seen == 0).float().mean()) == pytest.approx(12 / 14, abs=0.03)
+
+
+def test_a_photo_that_both_have_counts_once(flickr8k: Path, flickr30k: Path) -> None:
+    """As 200010_0a1b2c3d4e.jpg and as 200010.jpg; one dataset's own names stay apart."""
+    for name, text in (
+        ("results_20130124.token", "200010.jpg#0\tA twin ."),
+        ("train.txt", "200010"),
+    ):
+        with (flickr30k / name).open("a") as file:
+            file.write("\n" + text + "\n")
+    eight, thirty = Flickr8k(root=str(flickr8k)), Flickr30k(root=str(flickr30k))
+    own = "200010_0a1b2c3d4e.jpg"
+    split = Mix(of=[eight, thirty], weights=[4.0, 1.0], on_leak="drop").split("train")
+    assert (split.ids, split.weights) == ([own, "100010.jpg"], [4.0, 1.0])
+    split = Mix(of=[thirty, eight], on_leak="drop").split("train")
+    assert split.ids == ["100010.jpg", "200010.jpg"]
+    lines = [{"image": f"{it}/1.jpg", "caption": "a", "split": "train"} for it in "ab"]
+    split = Mix(of=[folder(flickr8k.parent / "own", *lines)]).split("train")
+    assert split.ids == ["a/1.jpg", "b/1.jpg"]
 
 
 def test_a_mixture_gives_each_part_s_photos(flickr8k: Path, flickr30k: Path) -> None:
@@ -289,6 +327,15 @@ def test_by_caption_validates_on_photos_that_were_trained_on(flickr8k: Path) -> 
     assert train.ids == [*right.split("train").ids, *val.ids]
     assert train.captions[-1] == ["a dev caption 0 .", "a dev caption 1 ."]
     assert wrong.split("test").captions == right.split("test").captions
+
+
+def test_flickr30k_by_caption_is_the_same_mistake(flickr30k: Path) -> None:
+    wrong = Flickr30k(root=str(flickr30k), by="caption")
+    train, val = wrong.split("train"), wrong.split("val")
+    assert (val.ids, val.captions) == (SPLITS["val"], [["A val photo 1 ."]])
+    assert train.ids == SPLITS["train"] + SPLITS["val"]
+    assert train.captions[-1] == ["A val photo 0 ."] and len(train.captions[0]) == 2
+    assert wrong.split("test").captions == Flickr30k(root=str(flickr30k)).split("test").captions
 
 
 def test_errors_are_for_people() -> None:

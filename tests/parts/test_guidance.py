@@ -1,8 +1,9 @@
-"""Classifier-free guidance: its scale, its identity, and its independence of the target."""
+"""Guidance: its scale, its identity, its independence of the target; what learns, and how."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from cdlm.compose import Parts
+from cdlm.errors import RecipeError
 from cdlm.network import answer
 from cdlm.parts.guidance import Classifier, Linear, Plain, Scale, Transformer
 from cdlm.parts.targets import X0, Eps, V
 from cdlm.protocols import Guidance, Target
+from cdlm.recipe import load
 from cdlm.records import Condition
 from cdlm.testing.examples import DIMS, condition, mask, noised, quarter_circle, rng, stir
 from cdlm.testing.whole import captioner, trained
@@ -155,6 +158,60 @@ def test_the_classifier_climbs_its_own_slope() -> None:
         slope = 10 * (g - (f @ g) * f) / mean.norm() / seen.sum()
         assert_close(got[row, seen], with_[row, seen] + 3 * slope, rtol=1e-4, atol=1e-5)
         assert_close(got[row, ~seen], with_[row, ~seen])
+
+
+def test_the_classifier_climbs_in_inference_mode_too() -> None:
+    """Nothing made there can be differentiated: it works on copies."""
+    rule, x = Classifier(dims=DIMS).eval(), pair()[0]
+    wanted = rule(x, x, T3, mask(), condition())
+    with torch.inference_mode():
+        there = x.clone()
+        got = rule(there, there, T3.clone(), mask(), condition())
+    assert_close(got.clone(), wanted.detach())
+    assert not torch.allclose(wanted, x)
+
+
+def test_the_slope_of_the_classifier_can_be_differentiated_itself() -> None:
+    """Where gradients are on: the slope has one, in float64 against finite differences."""
+    rule, x = Classifier(inner=3, dims=DIMS).double().eval(), pair()[0].double()
+    given = condition()
+    given = Condition(features=given.features.double(), keep=given.keep)
+    times = T3.double()
+    assert torch.autograd.gradcheck(
+        lambda x: rule(x, x, times, mask(), given), x.requires_grad_(), fast_mode=True
+    )
+
+
+CLASSIFIER, MATCH = 'guidance={ use = "classifier" }', 'loss=[{ use = "mse" }, { use = "match" }]'
+
+
+@pytest.mark.parametrize(
+    ("sets", "mistake", "remedy"),
+    [
+        ([CLASSIFIER], "classifier needs match_loss", "what provides match_loss: loss match"),
+        ([MATCH], "match needs match_head", "what provides match_head: guidance classifier"),
+        ([CLASSIFIER, MATCH, 'target={ use = "v" }'], "classifier needs x0", "x0: target x0"),
+    ],
+)
+def test_classifier_and_its_loss_are_checked_together(
+    sets: list[str], mistake: str, remedy: str
+) -> None:
+    recipe = load(Path(__file__).parents[2] / "recipes" / "extra_token.toml")
+    assert recipe.with_sets([CLASSIFIER, MATCH]).one("guidance").use == "classifier"
+    with pytest.raises(RecipeError) as said:
+        recipe.with_sets(sets)
+    assert f"{mistake}, which nothing in this recipe provides" in str(said.value)
+    assert remedy in str(said.value)
+
+
+def test_a_classifier_of_scale_0_is_none() -> None:
+    rule, x = Classifier(scale=0.0, dims=DIMS).eval(), pair()[0]
+    assert rule(x, x, T3, mask(), condition()) is x
+
+
+def test_heads_that_cannot_share_the_width_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"heads = 3 can't share inner = 64 equally"):
+        Transformer(heads=3, dims=DIMS)
 
 
 def test_the_classifier_makes_the_estimate_more_like_the_image() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from cdlm.errors import RecipeError
 from cdlm.parts.lengths import Generated, Histogram, Predicted
+from cdlm.recipe import load
 from cdlm.records import Condition
 from cdlm.testing.examples import DIMS, LENGTHS, batch, rng
 
@@ -60,6 +63,18 @@ def test_predicted_draws_from_its_head_or_takes_the_most_likely() -> None:
         lengths = part.draw(features, rng()).sum(1)
         found = [float((lengths == size).float().mean()) for size in (2, 5)]
         assert found == pytest.approx(shares, abs=0.03)
+
+
+def test_predicted_and_its_loss_are_checked_together() -> None:
+    recipe = load(Path(__file__).parents[2] / "recipes" / "extra_token.toml")
+    head, loss = 'length={ use = "predicted" }', 'loss=[{ use = "mse" }, { use = "length" }]'
+    assert recipe.with_sets([head, loss]).one("length").use == "predicted"
+    with pytest.raises(RecipeError, match="predicted needs length_loss, which nothing") as said:
+        recipe.with_sets([head])
+    assert "what provides length_loss: loss length" in str(said.value)
+    with pytest.raises(RecipeError, match="length needs length_head, which nothing") as said:
+        recipe.with_sets([loss])
+    assert "what provides length_head: length predicted" in str(said.value)
 
 
 def test_predicted_learns_lengths_that_the_image_tells() -> None:

@@ -29,6 +29,8 @@ from cdlm.parts.losses import (
 from cdlm.parts.targets import Eps, V
 from cdlm.records import Guess, Level
 from cdlm.testing.examples import DIMS, LENGTHS, guess, noised, quarter_circle, rng, saying
+from cdlm.testing.oracles import step_back
+from cdlm.train import corrupt
 
 Z = guess()
 
@@ -122,18 +124,6 @@ def level(t: float) -> Level:
     return quarter_circle(torch.tensor(t, dtype=torch.float64))
 
 
-def step_back(x0: Tensor, x_t: Tensor, now: Level, then: Level, spread: float) -> Normal:
-    """Ho et al. 2020, eq. 7, and its variance moved towards that of the forward step."""
-    a_t, a_s = now.alpha.square(), then.alpha.square()
-    mean = (
-        a_s.sqrt() * (1 - a_t / a_s) / (1 - a_t) * x0
-        + (a_t / a_s).sqrt() * (1 - a_s) / (1 - a_t) * x_t
-    )
-    beta = 1 - a_t / a_s
-    variance = ((1 - a_s) / (1 - a_t) * beta) ** (1 - spread) * beta**spread
-    return Normal(mean, variance.sqrt().expand_as(mean))
-
-
 X0, X0_HAT, X_T = (torch.randn(5, 4, 3, generator=rng(i), dtype=torch.float64) for i in range(3))
 
 
@@ -144,7 +134,7 @@ def test_a_step_s_kl_is_that_of_two_gaussians(t: float, s: float, spread: float)
     now, then = level(t), level(s)
     q = step_back(X0, X_T, now, then, 0.0)
     p = step_back(X0_HAT, X_T, now, then, spread)
-    got = step_kl(X0, X0_HAT, X_T, now, then, torch.tensor(spread, dtype=torch.float64))
+    got = step_kl(X0, X0_HAT, now, then, torch.tensor(spread, dtype=torch.float64))
     assert_close(got, kl_divergence(q, p), rtol=1e-6, atol=1e-9)
     assert bool((got >= 0).all())
     with torch.random.fork_rng():
@@ -159,8 +149,22 @@ def test_a_step_s_kl_is_that_of_two_gaussians(t: float, s: float, spread: float)
 def test_at_fixed_variance_it_is_half_the_fall_of_snr_times_the_error() -> None:
     now, then = level(0.5), level(0.4)
     fall = (then.alpha / then.sigma).square() - (now.alpha / now.sigma).square()
-    got = step_kl(X0, X0_HAT, X_T, now, then, torch.tensor(0.0).double())
+    got = step_kl(X0, X0_HAT, now, then, torch.tensor(0.0).double())
     assert_close(got, fall / 2 * (X0 - X0_HAT).square())
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
+def test_float32_tells_a_thousandth_of_a_step_to_one_percent(spread: float) -> None:
+    """There the two variances differ by parts in a thousand, and exp(x) - 1 - x by rounding."""
+    found = []
+    for kind in (torch.float32, torch.float64):
+        t = (torch.arange(2, 1001).double() / 1000).to(kind)[:, None]
+        now, then = quarter_circle(t), quarter_circle(t - 0.001)
+        x0, off = (torch.randn(999, 8, generator=rng(i), dtype=torch.float64) for i in (1, 2))
+        told = torch.tensor(spread, dtype=kind)
+        found.append(step_kl(x0.to(kind), (x0 + 0.1 * off).to(kind), now, then, told).sum(1))
+        assert bool((step_kl(x0.to(kind), x0.to(kind), now, then, told) >= 0).all())
+    assert_close(found[0].double(), found[1], rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("steps", [10, 100, 1000])
@@ -171,13 +175,52 @@ def test_the_terms_sum_to_the_bound(steps: int) -> None:
     times = [1 / steps + i * (0.9 - 1 / steps) / (steps - 1) for i in range(steps)]  # t_1 to t_T
     levels = [level(t) for t in times]
     one = torch.ones((), dtype=torch.float64)
-    terms = [step_kl(now.sigma, 0 * one, one, now, then, one) for then, now in pairwise(levels)]
+    terms = [step_kl(now.sigma, 0 * one, now, then, one) for then, now in pairwise(levels)]
     assert min(map(float, terms)) >= 0
     prior = -levels[-1].sigma.square().log() / 2
     decoder = (2 * math.pi * math.e * levels[0].sigma.square()).log() / 2
     assert float(sum(terms) + prior + decoder) == pytest.approx(
         math.log(2 * math.pi * math.e) / 2, abs=1e-9
     )
+
+
+class Corners(torch.nn.Module):
+    """Four words at the corners of E = 4, whose nearest one is all but certain."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        return 20 * x
+
+
+def test_with_the_ideal_network_the_bound_is_the_entropy_of_the_words() -> None:
+    """Four equally likely words cost log 4 nats: more by what T steps lose, less by nothing.
+
+    The ideal network says the mean of what the words may be, softmax(alpha x_t / sigma^2).
+    """
+    count, draw = 3000, rng()
+    ids = torch.arange(count) % 4
+    x0 = torch.eye(4).double()[ids][:, None]
+    base = replace(
+        Z,
+        batch=replace(Z.batch, ids=ids[:, None]),
+        mask=torch.ones(count, 1, dtype=torch.bool),
+        spread=torch.zeros(()),
+        embedding=Corners(),
+    )
+    found = []
+    for steps in (25, 200):
+        total = Prior()(
+            replace(base, noised=replace(Z.noised, x0=x0, t=torch.ones(count).double()))
+        )
+        for k in range(1, steps + 1):
+            t = torch.full((count,), k / steps, dtype=torch.float64)
+            z = corrupt(x0, torch.randn(x0.shape, generator=draw).double(), t, quarter_circle)
+            here = quarter_circle(t).over(x0)
+            x0_hat = (here.alpha * z.x_t / here.sigma.square()).softmax(-1)
+            total += Vlb(steps=steps)(replace(base, noised=z, x0_hat=x0_hat)) / steps
+        found.append(float(total.mean()))
+    rough, fine = found
+    assert fine == pytest.approx(math.log(4), abs=0.03)
+    assert rough > fine > math.log(4) - 0.01
 
 
 def test_vlb_is_one_term_times_their_number_or_the_words() -> None:
@@ -233,6 +276,15 @@ def test_match_does_not_call_captions_of_one_image_wrong_nor_use_withheld_images
     keep = torch.tensor([True, True, False])
     alone = replace(shared, condition=replace(shared.condition, keep=keep))
     assert_close(Match()(alone), torch.zeros(3))
+
+
+def test_match_takes_features_that_differ_in_one_number_for_two_images() -> None:
+    near = Z.condition.features[[0, 0, 2]].clone()
+    near[1, -1, -1] += 1e-3
+    close = replace(Z, condition=replace(Z.condition, features=near))
+    table = Z.guidance.similarity(Z.x0_hat, Z.noised.t, Z.mask, near)  # type: ignore[attr-defined]
+    both = (-table.log_softmax(1).diagonal() - table.log_softmax(0).diagonal()) / 2
+    assert_close(Match()(close), both)
 
 
 def test_length_is_cross_entropy_of_the_place_of_the_end() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import shutil
@@ -11,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from cdlm.errors import DataError
-from cdlm.parts.metrics import PUNCTUATION, BatchBleu, Bleu, CiderD, ExactMatch, RougeL, tokenize
+from cdlm.parts.metrics import (
+    PUNCTUATION,
+    BatchBleu,
+    Bleu,
+    CiderD,
+    ExactMatch,
+    RougeL,
+    _bleu_4,
+    tokenize,
+)
 from cdlm.protocols import Metric
 from cdlm.records import Answers
 
@@ -151,24 +161,48 @@ def test_a_word_counts_as_often_as_in_one_reference() -> None:
     assert got["bleu_2"] < 1e-6
 
 
-def test_batch_bleu_flatters_marks_and_batches() -> None:
-    """Written out by hand for two images: a word right and a word wrong between right marks."""
-    one = Answers(image_ids=["0"], captions=["a dog"], references=[["a cat"]], truths=[None])
-    # [CLS] a dog [SEP] against [CLS] a cat [SEP]: precisions 3/4, 1/3, 0, 0
-    assert BatchBleu(length=4)(one)["batch_bleu_4"] == pytest.approx(0, abs=1e-3)
-    right = Answers(image_ids=["0"], captions=["a dog"], references=[["a dog"]], truths=[None])
-    assert BatchBleu(length=4)(right)["batch_bleu_4"] == pytest.approx(1, abs=1e-6)
-    # eight more words, all [PAD]: p_n = (5 - n) / (13 - n), and no brevity penalty
-    padded = BatchBleu(length=12)(right)["batch_bleu_4"]
-    assert padded == pytest.approx((4 / 12 * 3 / 11 * 2 / 10 * 1 / 9) ** 0.25, rel=1e-6)
-    both = Answers(
-        image_ids=["0", "1"],
-        captions=["a dog", "a dog"],
-        references=[["a dog"], ["a cat"]],
-        truths=[None, None],
-    )
-    alone = BatchBleu(batch=1, length=4)(both)["batch_bleu_4"]
-    assert alone == pytest.approx(0.5, abs=1e-3) != BatchBleu(batch=2, length=4)(both)
+def batch_bleu(captions: list[str], references: list[list[str]], **options: int) -> float:
+    return BatchBleu(**options)(answers(captions, references))["batch_bleu_4"]
+
+
+def test_batch_bleu_counts_marks_and_padding_as_words() -> None:
+    """[CLS] a dog runs [SEP] [PAD]: p_n = (6 - n) / (7 - n); with two dogs of 8, one [PAD] each."""
+    alone = (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25
+    assert batch_bleu(["a dog runs"], [["A dog runs"]]) == pytest.approx(alone, rel=1e-12)
+    assert batch_bleu(["a dog runs"], [["A dog runs"]], length=5) == pytest.approx(1)
+    # beside a caption that reaches 16 pieces all padding stays: 13 words, 5 of them right
+    long = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    right = [(6 - n) + (17 - n) for n in (1, 2, 3, 4)]
+    parts = math.prod(r / (2 * (17 - n)) for n, r in enumerate(right, start=1))
+    found = batch_bleu(["a dog runs", long], [["a dog runs"], [long]])
+    assert found == pytest.approx(parts**0.25, rel=1e-12)
+
+
+def test_batch_bleu_glues_the_captions_punctuation_alone() -> None:
+    """[CLS] a dog runs. [SEP] against [CLS] a dog runs . [SEP]: 4/5, 2/4, 1/3, 0."""
+    assert batch_bleu(["a dog runs ."], [["a dog runs ."]], length=6) == 0
+    stuck = batch_bleu(["a big dog runs ."], [["a big dog runs ."]], length=7)
+    brevity = math.exp(1 - 7 / 6)
+    assert stuck == pytest.approx(brevity * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25, rel=1e-12)
+    assert batch_bleu(["it 's a dog"], [["it's a dog"]], length=6) == pytest.approx(1)
+
+
+def test_batch_bleu_is_a_mean_over_full_batches() -> None:
+    """Of one right and one wrong caption: (1 + 0) / 2, but of both together something else."""
+    said, truth = ["a dog", "a dog"], [["a dog"], ["a cat"]]
+    assert batch_bleu(said, truth, batch=1, length=4) == pytest.approx(0.5)
+    together = (7 / 8 * 4 / 6 * 2 / 4 * 1 / 2) ** 0.25
+    assert batch_bleu(said, truth, batch=2, length=4) == pytest.approx(together)
+    left_out = batch_bleu([*said, "junk"], [*truth, ["a hat"]], batch=2, length=4)
+    assert left_out == pytest.approx(together)
+
+
+def test_batch_bleu_takes_the_nearest_length_the_first_of_two() -> None:
+    """[CLS] a dog [SEP] of 4 words, between references of 5 and 3: 5 costs, 3 does not."""
+    rest = [["[CLS]", "a", "dog", "[SEP]"]]
+    known = [["[CLS]", "a", "dog", "[SEP]", "x"], ["x", "y", "z"]]
+    assert _bleu_4(rest, [known]) == pytest.approx(math.exp(1 - 5 / 4))
+    assert _bleu_4(rest, [known[::-1]]) == pytest.approx(1)
 
 
 def test_a_short_caption_pays_for_its_brevity() -> None:
@@ -235,7 +269,9 @@ def test_a_separator_in_a_caption_shifts_no_other(separator: str) -> None:
     assert scores(answers(broken, REFERENCES)) == scores(answers(CAPTIONS, REFERENCES))
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: type(metric).__name__)
+@pytest.mark.parametrize(
+    "metric", [*METRICS, BatchBleu()], ids=lambda metric: type(metric).__name__
+)
 def test_a_missing_reference_names_its_image(metric: Metric) -> None:
     with pytest.raises(DataError, match="image1"):
         metric(answers(CAPTIONS[:2], [REFERENCES[0], []]))

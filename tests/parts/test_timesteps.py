@@ -12,7 +12,7 @@ from cdlm.parts.timesteps import Importance, LogitNormal, Shared, Stratified, Un
 from cdlm.testing.examples import rng
 
 
-@pytest.mark.parametrize("kind", [Uniform, Shared])
+@pytest.mark.parametrize("kind", [Uniform, Shared, Stratified])
 def test_steps_are_those_of_the_table(kind: type) -> None:
     """k / T with every k from 1 to T, and no other."""
     draw = rng()
@@ -28,6 +28,8 @@ def test_shared_is_one_level_for_all() -> None:
 def test_stratified_has_one_in_every_stratum() -> None:
     t, _ = Stratified(least=1e-9)(32, rng())
     assert sorted((32 * t).long().tolist()) == list(range(32))
+    t, _ = Stratified(steps=32)(32, rng())  # so a batch of T captions has every step once
+    assert sorted((32 * t).tolist()) == list(range(1, 33))
 
 
 def test_logit_normal_has_its_median_and_quartiles() -> None:

@@ -266,6 +266,19 @@ def hash_split(image: str) -> str:
     return "val" if eighth == 6 else "test" if eighth == 7 else "train"
 
 
+def by_caption(
+    name: str, train: Sequence[str], held: Sequence[str], captions: dict[str, list[str]]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Images of train or val and their captions, where the photos of val are trained on too.
+
+    The last caption of a photo of val is for validation, those before it for training.
+    """
+    if name == "val":
+        return list(held), {it: captions[it][-1:] for it in held if it in captions}
+    rest = {it: captions[it][:-1] for it in held if len(captions.get(it, [])) > 1}
+    return [*train, *rest], captions | rest
+
+
 def with_captions(
     wanted: Sequence[str], captions: dict[str, list[str]]
 ) -> tuple[list[str], list[Drop]]:

@@ -19,6 +19,7 @@ from cdlm.parts.datasets import karpathy
 from cdlm.parts.datasets.captioned import (
     Drop,
     PhotoSplit,
+    by_caption,
     collect,
     folder_of,
     hash_split,
@@ -51,7 +52,8 @@ class Flickr30k:
 
     Splits, by the first that is there: Karpathy's (29,000, 1,014 and 1,000 images), lists of names,
     or with `splits = "hashed"` 6/8, 1/8 and 1/8 by a hash of the name. Beside Flickr8k use `mix`,
-    which looks for photos of one's test split in the other's training.
+    which looks for photos of one's test split in the other's training. `by = "caption"` is for
+    replays alone, and wrong: as of Flickr8k.
     Errors: DataError with file and line for whatever is missing or of the wrong form; with
     `on_bad = "skip"` that is left out, and listed in `dropped` of the split.
     Source: Young et al. 2014; splits Karpathy & Fei-Fei 2015.
@@ -61,6 +63,7 @@ class Flickr30k:
 
     root: str  # folder of the data set; "~" is expanded, the rest is seen from the current folder
     splits: Literal["published", "hashed"] = "published"  # hashed: not comparable with others
+    by: Literal["image", "caption"] = "image"  # what belongs to one split only; caption: a mistake
     on_bad: Literal["error", "skip"] = "error"  # skip: leave out, and count
 
     def split(self, name: str) -> PhotoSplit:
@@ -69,6 +72,9 @@ class Flickr30k:
             raise DataError(f'Flickr30k has no split "{name}"\n    {nearest(name, SPLITS)}')
         captions, dropped = self._captions
         wanted = self._members[name]
+        if self.by == "caption" and name != "test":
+            train, held = self._members["train"], self._members["val"]
+            wanted, captions = by_caption(name, train, held, captions)
         kept, without = with_captions(wanted, captions)
         what = f"images of the {name} split are without captions"
         refuse("Flickr30k", without, what, self.on_bad)

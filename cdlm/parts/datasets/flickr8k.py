@@ -19,6 +19,7 @@ from cdlm.errors import DataError, nearest
 from cdlm.parts.datasets.captioned import (
     Drop,
     PhotoSplit,
+    by_caption,
     collect,
     folder_of,
     hash_split,
@@ -88,7 +89,8 @@ class Flickr8k:
         captions, dropped = self._captions
         wanted, repeated = self._members(name)
         if self.by == "caption" and name != "test":
-            wanted, captions = self._by_caption(name)
+            train, held = (self._members(it)[0] for it in ("train", "val"))
+            wanted, captions = by_caption(name, train, held, captions)
         kept, without = with_captions(wanted, captions)
         refuse("Flickr8k", without, f"images of the {name} split are without captions", self.on_bad)
         split = PhotoSplit(
@@ -103,15 +105,6 @@ class Flickr8k:
 
     def _members(self, name: str) -> tuple[list[str], list[Drop]]:
         return self._hashed(name) if self.splits == "hashed" else self._official(name)
-
-    def _by_caption(self, name: str) -> tuple[list[str], dict[str, list[str]]]:
-        """Images of the split and their captions, where the photos of val are trained on too."""
-        captions, (held, _) = self._captions[0], self._members("val")
-        if name == "val":
-            return held, {it: captions[it][-1:] for it in held if it in captions}
-        both = [*self._members("train")[0], *held]
-        rest = {image: captions[image][:-1] for image in held if len(captions.get(image, [])) > 1}
-        return [image for image in both if image not in held or image in rest], captions | rest
 
     @cached_property
     def _root(self) -> Path:

@@ -13,6 +13,7 @@ from cdlm.parts.datasets.captioned import (
     PhotoSplit,
     folder_of,
     hash_split,
+    lines,
     missing,
     not_empty,
 )
@@ -49,10 +50,10 @@ class Folder:
         """The split called `train`, `val` or `test`; photos are not touched."""
         if name not in SPLITS:
             raise DataError(f'there is no split "{name}"\n    {nearest(name, SPLITS)}')
-        lines = [it for it in self._lines if (it.split or hash_split(it.image)) == name]
+        mine = [it for it in self._lines if (it.split or hash_split(it.image)) == name]
         split = PhotoSplit(
-            ids=[it.image for it in lines],
-            captions=[it.captions for it in lines],
+            ids=[it.image for it in mine],
+            captions=[it.captions for it in mine],
             folder=folder_of(self.root),
             expected="",
         )
@@ -64,9 +65,7 @@ class Folder:
         if not path.is_file():
             raise missing(path, "no such file", f"each of its lines: {EXPECTED}")
         found: dict[str, Line] = {}
-        for number, text in enumerate(path.read_text("utf-8", "replace").split("\n"), 1):
-            if not text.strip():
-                continue
+        for number, text in lines(path):
             line = _read(text, f"{path}:{number}")
             if line.image in found:
                 raise DataError(f"{path}:{number}: {line.image} stands in the file already")
@@ -80,7 +79,9 @@ class Folder:
         return list(found.values())
 
 
-def _read(text: str, place: str) -> Line:
+def _read(text: str | UnicodeDecodeError, place: str) -> Line:
+    if isinstance(text, UnicodeDecodeError):
+        raise DataError(f"{place}: not UTF-8: {text.reason} at byte {text.start}")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cdlm.errors import DataError
+from cdlm.parts.datasets import photos
 
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
@@ -23,10 +25,10 @@ class Entry:
 
 
 def read(path: Path) -> list[Entry]:
-    """Every image with captions. Errors: DataError for a file of another form."""
+    """Every image with captions. Errors: DataError for a file of another form, or a name twice."""
     try:
         images = json.loads(path.read_bytes())["images"]
-        return [_entry(image) for image in images]
+        entries = [_entry(image) for image in images]
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -34,6 +36,10 @@ def read(path: Path) -> list[Entry]:
             f"{path}: expected Karpathy's JSON, images = [{{filename, split, sentences}}]; "
             f"{type(error).__name__}: {error}"
         ) from error
+    names = Counter(entry.image for entry in entries)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise DataError(f"{path}: {len(twice):,} images stand in it twice: {photos.some(twice)}")
+    return entries
 
 
 def _entry(image: dict[str, Any]) -> Entry:

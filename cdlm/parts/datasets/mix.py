@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-FLICKR = re.compile(r"(?P<photo>\d{4,})(_[0-9a-f]{4,})?\.jpe?g", re.IGNORECASE)
+NUMBERED = re.compile(
+    r"(COCO_(train|val|test)\d{4}_)?(?P<photo>\d{4,})(_[0-9a-f]{4,})?\.jpe?g", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,9 @@ class Mix:
     that one of them trains on and another validates or tests on is a leak: refused, or with
     `on_leak = "drop"` left out of training. Photos are compared by name; of Flickr's by the number
     before the "_", for Flickr30k holds most of Flickr8k as 1000268201.jpg for
-    1000268201_693b08cb0e.jpg. Where two have an image of one name in a split, the first counts.
+    1000268201_693b08cb0e.jpg; of COCO's by number too, for Karpathy's COCO_val2014_000000000042.jpg
+    is 000000000042.jpg of 2017. A photo that two of them have in a split is taken from the first,
+    so that it does not count twice.
     Errors: DataError for leaks, and for a split that none of them has.
     """
 
@@ -58,15 +62,15 @@ class Mix:
             raise DataError(f'mix: none of its datasets has a split "{name}"')
         held = self._held if name == "train" else [set[str]()] * len(self.of)
         weights = self.weights or [1.0] * len(self.of)
-        places = [
-            (part, row, weight * part.weights[row])
-            for part, weight, others in zip(found, weights, held, strict=True)
-            if part
-            for row in range(len(part.ids))
-            if photo(part.ids[row]) not in others
-        ]
-        first = {part.ids[row]: (part, row, weight) for part, row, weight in reversed(places)}
-        return MixedSplit(list(reversed(first.values())))
+        places: list[tuple[Split, int, float]] = []
+        seen: set[str] = set()
+        for part, weight, others in zip(found, weights, held, strict=True):
+            if part:
+                names = [photo(image) for image in part.ids]
+                rows = [i for i, it in enumerate(names) if it not in others and it not in seen]
+                places += [(part, row, weight * part.weights[row]) for row in rows]
+                seen.update(names[row] for row in rows)
+        return MixedSplit(places)
 
     @cached_property
     def _held(self) -> list[set[str]]:
@@ -116,9 +120,9 @@ class MixedSplit:
 
 
 def photo(image: str) -> str:
-    """What two datasets would both call this photo: Flickr's number, or else the name."""
+    """What two datasets would both call this photo: Flickr's or COCO's number, or else the name."""
     name = image.rsplit("/", 1)[-1]
-    match = FLICKR.fullmatch(name)
+    match = NUMBERED.fullmatch(name)
     return match["photo"] if match else name
 
 

@@ -219,7 +219,8 @@ def _lost(of: _Rows, lost: list[str], asked: int, known: list[str]) -> str:
     first = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
     close = get_close_matches(lost[0], known, n=1, cutoff=0.6)
     hint = f'nearest to the first: "{close[0]}"; ' if close else ""
+    mend = f"; for another dataset: --set encoder.{of.key}=FILE" if len(lost) == asked else ""
     return (
         f"{of.file}: no features for {len(lost):,} of {asked:,} {what}: {first}\n"
-        f'    {hint}the file has {len(known):,}, such as "{known[0]}"'
+        f'    {hint}the file has {len(known):,}, such as "{known[0]}"{mend}'
     )
