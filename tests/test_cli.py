@@ -437,26 +437,6 @@ def test_a_run_is_evaluated_zero_shot_on_coco_by_one_command(
     assert ": val split of coco, ddpm" in " ".join(said.out.split()) and "Photo 2." in said.out
 
 
-def test_eval_on_another_dataset_is_one_command(
-    cdlm: Command, tiny_run: Finished, tmp_path: Path
-) -> None:
-    """Weights and words stay; images, references and features are the other's."""
-    notes = [{"image_id": i, "caption": f"a red star {i}"} for i in range(3)]
-    images = [{"id": i, "file_name": f"{i:012}.jpg"} for i in range(3)]
-    (tmp_path / "annotations").mkdir()
-    file = tmp_path / "annotations" / "captions_val2017.json"
-    file.write_text(json.dumps({"images": images, "annotations": notes}))
-    names = json.dumps([image["file_name"] for image in images])
-    save_file({"features": torch.randn(3, 8)}, tmp_path / "f", metadata={"image_ids": names})
-    other = f'dataset={{ use = "coco", root = "{tmp_path}" }}'
-    said = cdlm("eval", tiny_run.path, "--set", other, "--set", f'encoder.path="{tmp_path / "f"}"')
-    assert said.code == 0, said.err
-    words = " ".join(said.out.split())
-    assert ": val split of coco, ddpm of 2 steps," in words and "a red star 1" in words
-    said = cdlm("eval", tiny_run.path, "--set", other)
-    assert_message(said, "no features for 3 of 3 images", "--set encoder.path=FILE")
-
-
 def test_eval_shows_single_samples_and_the_oracle_beside_what_was_selected(
     cdlm: Command, tiny_run: Finished
 ) -> None:
