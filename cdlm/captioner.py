@@ -207,6 +207,8 @@ def _rules(
     if forbid:
         rules.append({"use": "forbid", "words": list(forbid)})
     if words is not None:
+        if not isinstance(words, tuple | list) or len(words) != 2:
+            raise ValueError(f"words: expected the least and the most, as in (5, 12), got {words}")
         rules.append({"use": "size", "least": words[0] or 0, "most": words[1]})
     return rules
 

@@ -226,7 +226,10 @@ def _limits(text: str) -> tuple[int, int | None]:
     if found is None or not (found[1] or found[3]):
         raise CdlmError(f'--words {text}: expected "5-12", "5-", "-12" or "7"')
     least = int(found[1] or 0)
-    return least, int(found[3]) if found[3] else None if found[2] else least
+    most = int(found[3]) if found[3] else None if found[2] else least
+    if most is not None and most < max(least, 1):
+        raise CdlmError(f"--words {text}: no caption has at least {least} and at most {most} words")
+    return least, most
 
 
 @app.command()

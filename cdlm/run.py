@@ -306,7 +306,7 @@ def _captions(job: Job, tell: Tell) -> Captions:
     features = job.features("train", tell)
     data = Captions.of(split, features, tokenizer, length, limit, job.device, texts)
     full = [flat[i] for i in data.mask[:, -1].nonzero().flatten().tolist()]
-    sizes = tokenizer.encode(full, 4 * length)[1].sum(1).tolist()
+    sizes = tokenizer.encode(full, 1 + max(map(len, full), default=0))[1].sum(1).tolist()
     if cut := sum(size > length for size in sizes):
         log.warning(
             f"{cut:,} of {len(flat):,} training captions are cut: they have up to {max(sizes)} "

@@ -68,8 +68,16 @@ def captions(
 
 
 def words(parts: Parts, state: State, mask: Tensor) -> Tensor:
-    """The nearest allowed word at every position, padding outside the mask. -> ids B L."""
+    """The nearest allowed word at every position, padding outside the mask. -> ids B L.
+
+    Raises CdlmError where sampling ran away: numbers that are not finite are near no word.
+    """
     x = state.x if state.x0_hat is None else state.x0_hat
+    if not bool(x[mask].isfinite().all()):
+        raise CdlmError(
+            "sampling ended in numbers that are not finite; no caption can be read from them\n"
+            '    try --set rounding.use=clamp, another sampler, or a target that says x0: "x0", "v"'
+        )
     barred = forbidden(parts, x.device)
     if barred is not None:
         x = to_allowed(x, barred, parts.embedding.table())

@@ -220,6 +220,8 @@ def test_selection_counts_where_n_is_not_given(captioner: Captioner, features: T
         ({"forbid": ["dog"]}, CdlmError, '"dog": not in the vocabulary of this run'),
         ({"template": "a sqare"}, CdlmError, 'near "sqare": "square"'),
         ({"template": " "}, CdlmError, r"has no word and no \[ \]"),
+        ({"words": 5}, ValueError, r"as in \(5, 12\), got 5"),
+        ({"words": (5,)}, ValueError, r"as in \(5, 12\), got \(5,\)"),
         ({"words": (5, 3)}, CdlmError, "least = 5 and most = 3: no caption is so long"),
         ({"words": (5, 99)}, CdlmError, r"model.length = 20\), got least = 5, most = 99"),
         ({"template": "a star", "words": (4, None)}, CdlmError, "no word is left for place 3"),

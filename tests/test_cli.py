@@ -331,7 +331,7 @@ def test_caption_takes_any_choice_of_sampling(
         (("--forbid", "a", "--template", "a star"), "no word is left for place 1"),
         (("--words", "five"), '--words five: expected "5-12", "5-", "-12" or "7"'),
         (("--words", "-"), "--words -: expected"),
-        (("--words", "9-5"), "least = 9 and most = 5: no caption is so long"),
+        (("--words", "9-5"), "no caption has at least 9 and at most 5 words"),
         (("--words", "5-99"), "captions have at most 19 tokens"),
         (("--set", "train.steps=3"), "--set train.steps: it does not say how your images are"),
         (("--set", "seed=3"), "allowed: guidance, variance, rounding, grid, sampler"),

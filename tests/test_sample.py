@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from cdlm.compose import Parts
+from cdlm.errors import CdlmError
 from cdlm.network import Network
 from cdlm.parts.conditioning import FeatureAdd
 from cdlm.parts.constraints import Size
@@ -84,6 +85,16 @@ def test_the_caption_is_read_off_the_last_estimate() -> None:
     ids = batch().ids
     state = State(x=torch.zeros(3, 6, 8), t=0.0, x0_hat=parts.embedding(ids))
     assert torch.equal(words(parts, state, EVERYWHERE), ids)
+
+
+def test_numbers_that_ran_away_are_no_caption() -> None:
+    parts, seen = captioner(), mask()
+    x = torch.zeros(3, DIMS.length, DIMS.width)
+    x[~seen] = torch.nan  # nobody reads these
+    assert words(parts, State(x=x, t=0.0), seen).shape == seen.shape
+    x[0, 0, 0] = torch.inf
+    with pytest.raises(CdlmError, match="not finite"):
+        words(parts, State(x=x, t=0.0), seen)
 
 
 def test_positions_outside_the_mask_are_padding() -> None:
