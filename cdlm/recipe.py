@@ -350,6 +350,8 @@ class _Reading:
         elif len(given) < kind.least:
             self.note(key, f"expected at least {kind.least}, got {toml.short(given)}")
         else:
+            if not given:  # else each item has its own
+                self.origins[key] = self.tree.origin(key)
             keys = [(*key, str(i)) for i in range(len(given))]
             items = [
                 self._place(at, self.choice(kind.name, at, it))

@@ -186,6 +186,7 @@ def test_show_names_the_origin_of_every_value(cdlm: Command, tiny_recipe: Path) 
         "train.lr": "# --set",
         "train.clip": "# default of train",
         "train.steps": "tiny.toml:31",
+        "constraint": "tiny.toml:21",  # an empty list
     }
     for key, end in ends.items():
         assert lines[key].endswith(end)
