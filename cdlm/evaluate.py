@@ -79,6 +79,11 @@ def marks(metrics: Sequence[Metric], answers: Answers) -> list[bool | None]:
     return [None] * len(answers.captions)
 
 
+def label(metric: str) -> str:
+    """A score's name as people write it."""
+    return LABELS.get(metric, metric.replace("_", " "))
+
+
 def signature(scores: Sequence[Score], how: str = SINGLE) -> str:
     """How the scores were made, in one line, so that they can be compared with others'.
 
@@ -115,9 +120,8 @@ def table(
     for name in (*columns, "N"):
         drawn.add_column(name, justify="right")
     for i, score in enumerate(scores):
-        label = LABELS.get(score.name, score.name.replace("_", " "))
         values = [f"{column[i].value:.4f}" for column in columns.values()]
-        drawn.add_row(Text(label), *values, f"{score.n:,}")
+        drawn.add_row(Text(label(score.name)), *values, f"{score.n:,}")
     return drawn
 
 

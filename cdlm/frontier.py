@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from cdlm import plugins, rundir
 from cdlm.compose import metrics
 from cdlm.errors import CdlmError, nearest
-from cdlm.evaluate import LABELS, evaluate
+from cdlm.evaluate import evaluate, label
 from cdlm.progress import Tell, silent
-from cdlm.records import Answers, Said
-from cdlm.run import Job, caption_features
+from cdlm.records import Said
+from cdlm.run import Job, answers_of, caption_features
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -150,13 +150,7 @@ def _point(job: Job, table: Tensor, tell: Tell) -> Point:
         began = time.perf_counter()
         said = _said(job, table, tell)
         seconds = time.perf_counter() - began
-    split, rows = job.split(job.recipe.evaluate.split), slice(len(table))
-    answers = Answers(
-        image_ids=split.ids[rows],
-        captions=[it.caption for it in said],
-        references=split.captions[rows],
-        truths=split.truths[rows],
-    )
+    answers = answers_of(job.split(job.recipe.evaluate.split), said)
     return Point(
         sampler=job.recipe.one("sampler").use,
         steps=job.parts.sampler.steps,
@@ -223,11 +217,6 @@ def _cells(found: Frontier) -> Iterator[list[Text]]:
         ]
         values[0] = Text("* " if point in found.best else "") + values[0]
         yield [*map(Text, numbers), *values]
-
-
-def label(metric: str) -> str:
-    """A score's name as people write it."""
-    return LABELS.get(metric, metric.replace("_", " "))
 
 
 def write(found: Frontier, folder: Path, title: str) -> Path:

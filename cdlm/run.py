@@ -372,16 +372,10 @@ def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
     step, plan = job.load_weights(), job.recipe.evaluate
     split = job.split(plan.split)
     table = job.features(plan.split, tell)
-    count = min(plan.limit or len(table), len(table))
     began = time.monotonic()
-    said = caption_features(job, table[:count], job.recipe.seed, plan.batch, tell)
+    said = caption_features(job, table[: plan.limit or None], job.recipe.seed, plan.batch, tell)
     seconds = time.monotonic() - began
-    answers = Answers(
-        image_ids=split.ids[:count],
-        captions=[it.caption for it in said],
-        references=split.captions[:count],
-        truths=split.truths[:count],
-    )
+    answers = answers_of(split, said)
     how = _how(job)
     about = (
         f"{plan.split} split of {job.recipe.one('dataset').use}, "
@@ -394,6 +388,17 @@ def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
         for name, texts in _other_choices(judges, answers, said).items()
     }
     return Outcome(answers, evaluate(judges, answers), step, seconds, about, said, how, beside)
+
+
+def answers_of(split: Split, said: list[Said]) -> Answers:
+    """What is said of the first images of a split, beside what is known of them."""
+    rows = slice(len(said))
+    return Answers(
+        image_ids=split.ids[rows],
+        captions=[it.caption for it in said],
+        references=split.captions[rows],
+        truths=split.truths[rows],
+    )
 
 
 def _how(job: Job) -> str:

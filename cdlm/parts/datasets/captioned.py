@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cdlm.errors import DataError
 from cdlm.parts.datasets import photos
@@ -20,6 +21,7 @@ from cdlm.parts.datasets import photos
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+T = TypeVar("T")
 Drop = tuple[str, str]  # (what was left out, why)
 
 ROW = re.compile(r"(?P<image>[^\t]+)#(?P<number>\d+)\t(?P<text>.*)", re.DOTALL)
@@ -320,6 +322,16 @@ def listed(bad: Sequence[Drop]) -> list[str]:
 def quoted(text: str) -> str:
     """A text in quotes, cut where it is long."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def parsed(path: Path, parse: Callable[[Any], T], expected: str) -> T:
+    """What `parse` makes of a file of JSON. Errors: DataError where it is of another form."""
+    try:
+        return parse(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: expected {expected}; {type(error).__name__}: {error}") from error
 
 
 def folder_of(root: str, sources: str = "") -> Path:

@@ -7,7 +7,6 @@ karpathy   dataset_coco.json, photos in train2014/ and val2014/, or the same bel
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from cdlm.errors import DataError, nearest
 from cdlm.parts.datasets import karpathy
-from cdlm.parts.datasets.captioned import PhotoSplit, folder_of, missing, not_empty
+from cdlm.parts.datasets.captioned import PhotoSplit, folder_of, missing, not_empty, parsed
 
 SPLITS = ("train", "val", "test")
 KARPATHY_FILE = "dataset_coco.json"
@@ -84,15 +83,8 @@ class Coco:
         path = self._root / "annotations" / f"captions_{name}{self.year}.json"
         if not path.is_file():
             raise missing(path.parent, f"{path.name} is missing", _instead(path), SOURCES)
-        try:
-            return _entries(json.loads(path.read_bytes()), name, self.year)
-        except OSError as error:
-            raise DataError(f"{path}: can't be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(
-                f"{path}: expected COCO's JSON of captions, with images and annotations; "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        expected = "COCO's JSON of captions, with images and annotations"
+        return parsed(path, lambda found: _entries(found, name, self.year), expected)
 
 
 def _entries(found: dict[str, Any], split: str, year: str) -> list[karpathy.Entry]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from cdlm.errors import DataError
 from cdlm.parts.datasets import photos
+from cdlm.parts.datasets.captioned import parsed
 
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
@@ -26,16 +26,8 @@ class Entry:
 
 def read(path: Path) -> list[Entry]:
     """Every image with captions. Errors: DataError for a file of another form, or a name twice."""
-    try:
-        images = json.loads(path.read_bytes())["images"]
-        entries = [_entry(image) for image in images]
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{path}: expected Karpathy's JSON, images = [{{filename, split, sentences}}]; "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    expected = "Karpathy's JSON, images = [{filename, split, sentences}]"
+    entries = parsed(path, lambda found: [_entry(it) for it in found["images"]], expected)
     names = Counter(entry.image for entry in entries)
     if twice := [name for name, count in names.items() if count > 1]:
         raise DataError(f"{path}: {len(twice):,} images stand in it twice: {photos.some(twice)}")
