@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import Generator, Tensor
-
-from problems import BERT, SMALL
+from problems import BERT, SMALL, Walk
 from providers import diffusion_lm
+from torch import Generator, Tensor
 
 if TYPE_CHECKING:
     from cdlm.compose import Parts
@@ -171,10 +170,10 @@ class Listening:
         return self.inner(x0_hat, t, embedding)
 
 
-def estimates(run: str, steps: int, batch: int = 32) -> tuple[Sequence[Tensor], Tensor]:
-    """What a trained run's DDIM sampler rounds at every step, clamping, and its table V E.
+def estimates(run: str, steps: int, batch: int = 32) -> Walk:
+    """What a trained run's DDIM sampler rounds at every step, clamping.
 
-    For features of its own images where it has them ready, else for random ones.
+    For the first images of its validation split.
     """
     from cdlm.parts.rounding import Clamp
     from cdlm.parts.samplers import Ddim
@@ -187,4 +186,4 @@ def estimates(run: str, steps: int, batch: int = 32) -> tuple[Sequence[Tensor], 
     parts = replace(job.parts, rounding=Listening(Clamp(), heard), sampler=Ddim(steps=steps))
     given = job.features("val")[:batch]
     sampled(parts, given, steps)()
-    return heard, parts.embedding.table().detach().clone()
+    return Walk(heard, parts.embedding.table().detach().clone())

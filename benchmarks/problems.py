@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -175,9 +176,22 @@ PLAUSIBLE = 64  # words that the context leaves at each position
 OFF = 0.25  # how far a network's estimate is off, in standard deviations of a coordinate
 
 
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """The estimates of x0 of a denoising run, first to last, N E each, and the words V E."""
+
+    steps: Sequence[Tensor]
+    table: Tensor
+
+    @cached_property
+    def wanted(self) -> Tensor:
+        """The exact tokens, steps N."""
+        return torch.stack([exact_tokens(x, self.table) for x in self.steps])
+
+
 @lru_cache(maxsize=1)
-def trajectory(shape: Shape, steps: int, seed: int = 1) -> list[Tensor]:
-    """The estimates of x0 of a DDIM run, first to last. -> `steps` tensors N E.
+def trajectory(shape: Shape, steps: int, seed: int = 1) -> Walk:
+    """The estimates of a DDIM run.
 
     The denoiser is ideal for positions that hold one of PLAUSIBLE words, the k-th with a weight of
     1/k: x0_hat = sum_k p(k | x_t) e_k. To it comes what a network is off by, which turns by a
@@ -198,7 +212,7 @@ def trajectory(shape: Shape, steps: int, seed: int = 1) -> list[Tensor]:
         x0_hat = _posterior_mean(x, plausible, prior, *here) + off
         found.append(x0_hat)
         x = there[0] * x0_hat + there[1] * (x - here[0] * x0_hat) / here[1]
-    return found
+    return Walk(found, table)
 
 
 def _level(t: float) -> tuple[float, float]:

@@ -12,9 +12,8 @@ from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
-
 from goals import DIFFUSION_LM, OURS
+from torch import Tensor
 
 Call = Callable[[], Tensor]
 Make = Callable[[Tensor, Tensor], Call]

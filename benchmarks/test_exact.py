@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from torch import Generator, Tensor
-
 from goals import OURS
 from problems import (
     BERT,
@@ -22,6 +20,7 @@ from problems import (
     vectors,
     words,
 )
+from torch import Generator, Tensor
 
 if TYPE_CHECKING:
     from conftest import Race
@@ -63,7 +62,7 @@ def many_steps(shape: Shape, steps: int, total: int) -> Count:
     prepared = prepare_table(table)
     while seen.rows < total:
         memory = Remember(prepared)
-        for x in trajectory(shape, steps, seed=seen.rows):
+        for x in trajectory(shape, steps, seed=seen.rows).steps:
             seen.add(memory(x), x, table)
     return seen
 

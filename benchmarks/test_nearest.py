@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-
 from goals import OURS, floor
 from problems import SHAPES, Shape, problem
 from providers import OWN, PROVIDERS

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from torch import Tensor
-
 from goals import FULL, MEMORY, remembering
-from problems import BERT, SMALL, Shape, exact_tokens, problem, trajectory
+from problems import BERT, SMALL, Shape, Walk, trajectory
+from torch import Tensor
 
 if TYPE_CHECKING:
     from conftest import Race
@@ -40,35 +39,26 @@ CASES = [
 ]
 
 
-def scan(provider: str, table: Tensor, path: list[Tensor]) -> Callable[[], Tensor]:
-    """Round every estimate of a trajectory. -> steps N; with the memory it begins empty."""
+def scan(provider: str, walk: Walk) -> Callable[[], Tensor]:
+    """Round every estimate of a run. -> steps N; the memory is empty at its beginning."""
     from cdlm.kernels import Remember, nearest_token, prepare_table
 
-    prepared = prepare_table(table)
+    prepared = prepare_table(walk.table)
     if provider == FULL:
-        return lambda: torch.stack([nearest_token(x, prepared) for x in path])
+        return lambda: torch.stack([nearest_token(x, prepared) for x in walk.steps])
 
     def call() -> Tensor:
         memory = Remember(prepared)
-        return torch.stack([memory(x) for x in path])
+        return torch.stack([memory(x) for x in walk.steps])
 
     return call
 
 
-def unchanged(table: Tensor, path: list[Tensor]) -> float:
-    """The share of row-steps at which the memory saw no new token."""
-    from cdlm.kernels import Remember, prepare_table
-
-    memory, count = Remember(prepare_table(table)), 0
-    for x in path:
-        memory(x)
-        count += int(memory.unchanged)
-    return count / (len(path) * len(path[0]))
-
-
-def _race(race: Race, group: str, device: str, provider: str, path: list[Tensor], table: Tensor):
+def _race(race: Race, group: str, device: str, provider: str, walk: Walk) -> None:
+    count = walk.wanted.numel()
+    same = int((walk.wanted[1:] == walk.wanted[:-1]).sum())
     found = race(
-        scan(provider, table, path),
+        scan(provider, walk),
         group,
         provider,
         device,
@@ -76,24 +66,20 @@ def _race(race: Race, group: str, device: str, provider: str, path: list[Tensor]
         base=provider == MEMORY,
         ours=provider == MEMORY,
         dtype="fp32",
-        rows=len(path) * len(path[0]),
-        words=table.shape[0],
-        width=table.shape[1],
-        steps=len(path),
-        unchanged=unchanged(table, path),
+        rows=count,
+        words=walk.table.shape[0],
+        width=walk.table.shape[1],
+        unchanged=same / count,  # the share of tokens that are as in the step before
     )
-    wrong = sum(
-        int((ids != exact_tokens(x, table)).sum()) for ids, x in zip(found, path, strict=True)
-    )
+    wrong = int((found != walk.wanted).sum())
     race.note(wrong=wrong)
-    assert not wrong, f"{wrong} wrong tokens of {found.numel()}"
+    assert not wrong, f"{wrong} wrong tokens of {count}"
 
 
 @pytest.mark.parametrize(("shape", "steps", "provider"), CASES)
 def test_remember(race: Race, shape: Shape, steps: int, provider: str) -> None:
     """On the trajectory of an almost ideal denoiser; every token of every step is right."""
-    path, table = trajectory(shape, steps), problem(shape).table
-    _race(race, remembering(shape, steps), shape.device, provider, path, table)
+    _race(race, remembering(shape, steps), shape.device, provider, trajectory(shape, steps))
 
 
 @pytest.mark.cpu
@@ -104,6 +90,7 @@ def test_remember_trained(race: Race, steps: int, provider: str) -> None:
     """On what a trained run's sampler really rounds, clamping at every step."""
     from captioners import estimates
 
-    path, table = estimates(RUN, steps)
-    group = f"{steps} denoising steps: trained run, V={len(table):,}, E={table.shape[1]}"
-    _race(race, group, "cpu", provider, path, table)
+    walk = estimates(RUN, steps)
+    words, width = walk.table.shape
+    group = f"{steps} denoising steps: trained run, V={words:,}, E={width}"
+    _race(race, group, "cpu", provider, walk)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from torch import Tensor
-
 from goals import ALONE, APART, FUSED, stepping
 from problems import BERT, SHAPES, SMALL, WIDTHS, Shape, problem
+from torch import Tensor
 
 if TYPE_CHECKING:
     from conftest import Race

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator, Tensor
-
 from goals import FULL, GOALS, MEMORY, OURS, Goal, Row, floor, grouped, nearest, ratio, remembering
 from problems import BERT, Shape, exact_tokens, trajectory, undecided, words
 from providers import diffusion_lm
+from torch import Generator, Tensor
 
 ROOT = Path(__file__).parent.parent
 SMALL = Shape("cpu", 64, 500, 16)
@@ -65,7 +64,7 @@ def test_undecided_rows_mislead_float32() -> None:
 
 
 def test_a_trajectory_settles_on_words_and_moves_less_in_more_steps() -> None:
-    paths = [trajectory(SMALL, steps) for steps in (10, 40)]
+    paths = [trajectory(SMALL, steps).steps for steps in (10, 40)]
     assert [len(path) for path in paths] == [10, 40]
     moves = [(path[1] - path[0]).norm() for path in paths]
     assert moves[1] < moves[0] / 2
