@@ -12,7 +12,7 @@ from typing import Literal
 
 import pytest
 import torch
-from goals import DIFFUSION_LM, OURS
+from goals import DIFFUSION_LM, OURS, UNCERTIFIED
 from torch import Tensor
 
 Call = Callable[[], Tensor]
@@ -29,6 +29,7 @@ class Provider:
     devices: tuple[str, ...] = ("cpu", "cuda")
     precision: Literal["highest", "high"] = "highest"  # of torch's float32 products
     graph: bool = True  # whether it is replayed from a CUDA graph, so that launching costs nothing
+    tokens: bool = True  # whether it gives tokens
 
 
 def diffusion_lm(x: Tensor, table: Tensor) -> Tensor:
@@ -134,11 +135,23 @@ def _prepared(x: Tensor, table: Tensor) -> Call:
     return partial(nearest_token, x, prepare_table(table))
 
 
+def _uncertified(x: Tensor, table: Tensor) -> Call:
+    """cdlm's one pass in fp16 alone, which says in which few words the nearest one is."""
+    from cdlm.kernels import prepare_table
+    from cdlm.kernels.configs import config_for
+    from cdlm.kernels.gpu import scan
+
+    prepared = prepare_table(table)
+    config = config_for(prepared.halves.width, len(x), x.device)
+    return lambda: scan(x, prepared, config).best
+
+
 BF16 = partial(_addmm, dtype=torch.bfloat16)
 
 PROVIDERS: dict[str, Provider] = {
     OURS: Provider(_prepared),
     "cdlm, unprepared table": Provider(_plain),
+    UNCERTIFIED: Provider(_uncertified, "fp16", ("cuda",), tokens=False),
     DIFFUSION_LM: Provider(_diffusion_lm, graph=False),
     "addmm+argmax fp32": Provider(_addmm),
     "addmm+argmax TF32": Provider(_addmm, "TF32", ("cuda",), "high"),

@@ -36,11 +36,11 @@ def update(way: str, x: Tensor, x_t: Tensor, table: Tensor) -> Callable[[], Tens
     """The call of one way. -> the ids N."""
     from cdlm.kernels import nearest_token, prepare_table, round_and_step
 
-    prepared = prepare_table(table)
+    prepared, seed = prepare_table(table), torch.zeros(1, dtype=torch.long, device=x.device)
     if way == ALONE:
         return lambda: nearest_token(x, prepared)
     if way == FUSED:
-        return lambda: round_and_step(x, x_t, prepared, A, B, SIGMA, 0)[1]
+        return lambda: round_and_step(x, x_t, prepared, A, B, SIGMA, seed)[1]
 
     def apart() -> Tensor:
         ids = nearest_token(x, prepared)
