@@ -55,13 +55,14 @@ class Race:
         **facts: Any,
     ) -> Tensor:
         """Time it; -> what it gives. `facts` are stored beside the timing."""
-        first = seconds_of(call)  # with all that is built at a first call
+        begun = seconds_of(call)  # with all that is built at a first call
         info = _where(provider, device) | facts
         if device == "cuda":
             info["extra_mb"] = extra_memory(call)
         timed = captured(call) if graph and device == "cuda" else call
         info["graph"] = timed is not call
-        rounds, iterations = often(min(first, seconds_of(timed)) if first < 1 else first, device)
+        sure = device == "cpu" and begun > 1  # building would not matter beside it
+        rounds, iterations = often(begun if sure else seconds_of(timed), device)
         self.benchmark.group = group
         given: Tensor = self.benchmark.pedantic(timed, rounds=rounds, iterations=iterations)
         self.benchmark.extra_info.update(info)
@@ -100,10 +101,10 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def often(seconds: float, device: str) -> tuple[int, int]:
-    """Rounds, and calls in each: at least 2 rounds, each of a time that a clock can measure."""
+    """Rounds, and calls in each: at least 3 rounds, each of a time that a clock can measure."""
     budget = GPU_SECONDS if device == "cuda" else CPU_SECONDS
     calls = max(1, int(0.005 / seconds))
-    least = 2 if seconds > 1 else 5
+    least = 3 if seconds > 1 else 5
     return min(max(least, int(budget / (seconds * calls))), 100), calls
 
 

@@ -147,25 +147,28 @@ def _within(scores: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _decided(x: Tensor, table: Tensor, row: Tensor, word: Tensor) -> Tensor:
-    """One word for each row, of those that are left."""
-    count = torch.bincount(row, minlength=len(x))
-    first = count.cumsum(0) - count
-    ids = word[first]
-    for n in (count > 1).nonzero().flatten().tolist():
-        left = word[first[n] : first[n] + count[n]]
+    """One word for each row, of those that are left: rows in order, each one's words rising."""
+    ids = word[_firsts(row, len(x))]
+    lowest = ids[row]
+    twin = (table[word] == table[lowest]).all(1)  # of its row's lowest word, or that one itself
+    for n in row[~twin].unique().tolist():
+        left = word[row == n]
         ids[n] = _by_fractions(x[n].tolist(), left.tolist(), table[left].tolist())
     return ids
 
 
+def _firsts(row: Tensor, rows: int) -> Tensor:
+    """Where each row's part of a list begins."""
+    count = torch.bincount(row, minlength=rows)
+    return count.cumsum(0) - count
+
+
 def _by_fractions(x: list[float], ids: list[int], rows: list[list[float]]) -> int:
     """The nearest of a few words, by exact arithmetic; ids rise."""
-    lowest = {tuple(row): i for i, row in reversed(list(zip(ids, rows, strict=True)))}
-    if len(lowest) == 1:
-        return ids[0]
     at = [Fraction(v) for v in x]
     far = {
         i: sum((a - Fraction(b)) ** 2 for a, b in zip(at, row, strict=True))
-        for row, i in lowest.items()
+        for i, row in zip(ids, rows, strict=True)
     }
     return min(far, key=lambda i: (far[i], i))
 

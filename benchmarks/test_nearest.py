@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from goals import OURS, floor
-from problems import SHAPES, Shape, problem
-from providers import OWN, PROVIDERS
+from problems import SHAPES, Problem, Shape, problem
+from providers import OWN, PROVIDERS, Call
 
 if TYPE_CHECKING:
     from conftest import Race
@@ -34,13 +34,27 @@ CASES = [
 ]
 
 
+def _ready(name: str, given: Problem) -> Call:
+    """The provider's call, once it has worked. A rival that does not work here is skipped."""
+    provider = PROVIDERS[name]
+    try:
+        call = provider.make(given.x, given.table)
+        call().sum().item()
+    except Exception as error:
+        if name in OWN:
+            raise
+        said = str(error).partition("\n")[0]
+        pytest.skip(f"{name} fails here: {type(error).__name__}: {said}")
+    return call
+
+
 @pytest.mark.parametrize(("shape", "name"), CASES)
 def test_nearest(race: Race, shape: Shape, name: str) -> None:
     """cdlm's tokens are those of exact arithmetic; how often others' are not is noted."""
     given, provider = problem(shape), PROVIDERS[name]
     torch.set_float32_matmul_precision(provider.precision)
     ids = race(
-        provider.make(given.x, given.table),
+        _ready(name, given),
         f"nearest token: {shape}",
         name,
         shape.device,
