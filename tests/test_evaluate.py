@@ -24,7 +24,8 @@ from cdlm.evaluate import (
     signature,
     table,
 )  # fmt: skip
-from cdlm.parts.metrics import Bleu, ExactMatch
+from cdlm.parts.metrics.coco import Bleu
+from cdlm.parts.metrics.text import ExactMatch
 from cdlm.records import Answers, Said
 
 ANSWERS = Answers(

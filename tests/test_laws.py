@@ -23,7 +23,7 @@ from cdlm.parts.embeddings import Learned
 from cdlm.parts.guidance import Plain, Scale
 from cdlm.parts.lengths import Generated, Histogram
 from cdlm.parts.losses import Mse, Vlb
-from cdlm.parts.metrics import ExactMatch
+from cdlm.parts.metrics.text import ExactMatch
 from cdlm.parts.rounding import Free
 from cdlm.parts.samplers import Ddim, Ddpm
 from cdlm.parts.selections import First

@@ -12,16 +12,10 @@ from pathlib import Path
 import pytest
 
 from cdlm.errors import DataError
-from cdlm.parts.metrics import (
-    PUNCTUATION,
-    BatchBleu,
-    Bleu,
-    CiderD,
-    ExactMatch,
-    RougeL,
-    _bleu_4,
-    tokenize,
-)
+from cdlm.parts.metrics.batch_bleu import BatchBleu, _bleu_4
+from cdlm.parts.metrics.coco import Bleu, CiderD, RougeL
+from cdlm.parts.metrics.text import ExactMatch
+from cdlm.parts.metrics.tokens import PUNCTUATION, joined, tokenize
 from cdlm.protocols import Metric
 from cdlm.records import Answers
 
