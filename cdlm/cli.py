@@ -141,25 +141,70 @@ def _train(
 
 @app.command("eval")
 def evaluate(
-    run: RunFolder,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's folder.")] = None,
+    run_: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="The same.")] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="The split; else the recipe's.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the captions as COCO's results.")
+    ] = None,
     set_: Sets = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
     """Caption and score a trained run again, and print the table.
 
-    Like: cdlm eval RUN --set evaluate.split=test --set sampler.steps=5. What the weights rest on
-    can't be set. The run's own summary and samples stay as they are.
+    Like: cdlm eval RUN --split test --set sampler.steps=5. What the weights rest on can't be set.
+    The run's own summary and samples stay as they are; the result goes into RUN/eval/.
     """
-    from cdlm import progress
+    from cdlm import progress, results
     from cdlm import run as job_of
     from cdlm.rundir import RunDir
 
     _use_threads(threads)
-    job = job_of.Job.open(RunDir.open(run), job_of.choose_device(device), set_ or [])
+    _must_be_a_place(out)
+    folder = RunDir.open(_one_run(run, run_))
+    sets = [*([f"evaluate.split={split}"] if split else []), *(set_ or [])]
+    job = job_of.Job.open(folder, job_of.choose_device(device), sets)
     with progress.bars() as tell:
         outcome = job_of.evaluate_run(job, tell)
     _show(job, outcome, None)
+    _write(out, results.coco_results(outcome.answers))
+    print(f"result: {results.keep(job, outcome, sets)}")
+
+
+def _one_run(argument: Path | None, option: Path | None) -> Path:
+    """The run that was named in one of two ways. Raises CdlmError."""
+    if (argument is None) == (option is None):
+        raise CdlmError("which run? give its folder once: cdlm eval RUN, or cdlm eval --run DIR")
+    return argument or option or Path()
+
+
+@app.command()
+def score(
+    captions: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="JSON: [{image_id, caption}, ...].")
+    ],
+    annotations: Annotated[
+        Path, typer.Argument(metavar="ANNOTATIONS", help="COCO's JSON of captions.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores here.")] = None,
+) -> None:
+    """Score a file of captions, without a run.
+
+    Like: cdlm score results.json annotations/captions_val2017.json. Images without a caption in
+    RESULTS are left out; N says how many are scored.
+    """
+    from rich.console import Console
+
+    from cdlm import evaluate as judges
+    from cdlm import results
+
+    _must_be_a_place(out)
+    answers = results.read_answers(captions, annotations)
+    scores = judges.evaluate(results.published(), answers, judges.RESAMPLES)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(judges.table(scores, captions.name, "captions of a file"))
+    _write(out, results.as_json(scores, answers))
 
 
 @app.command()
@@ -434,6 +479,21 @@ def _show(job: Job, outcome: Outcome, picture: Path | None) -> None:
 
 def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _must_be_a_place(out: Path | None) -> None:
+    """Raises CdlmError where no file can be written: before anything slow."""
+    if out and (out.is_dir() or not out.parent.is_dir()):
+        what = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise CdlmError(f"--out {out}: can't write there: {what}")
+
+
+def _write(out: Path | None, value: object) -> None:
+    """A file of JSON, where one was asked for."""
+    from cdlm.rundir import write_json
+
+    if out:
+        write_json(out, value)
 
 
 @contextmanager

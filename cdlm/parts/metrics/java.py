@@ -80,7 +80,7 @@ class Companion:
             self._process.stdin.write(line.encode("utf-8", "ignore") + b"\n")
             self._process.stdin.flush()
             answer = self._process.stdout.readline()
-        except OSError:  # it has ended before
+        except (OSError, ValueError):  # it has ended before
             answer = b""
         finally:
             alarm.cancel()
@@ -92,8 +92,9 @@ class Companion:
     def end(self) -> None:
         """End the program, and wait until it is gone."""
         atexit.unregister(self.end)
-        self._process.kill()
-        self._process.communicate()
+        if self._process.returncode is None:
+            self._process.kill()
+            self._process.communicate()
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 from cdlm.errors import CdlmError, Unavailable
@@ -45,7 +46,7 @@ class ClipScore:
         """Each caption's scores."""
         require_references(answers)
         try:
-            return _clip_scores(OpenClip(model="ViT-B-32", pretrained="openai"), answers)
+            return _clip_scores(_openai(), answers)
         except CdlmError as error:  # no weights, or no photos
             why = str(error).partition("\n")[0]
             raise Unavailable(["clip_score", "ref_clip_score"], why) from error
@@ -86,6 +87,22 @@ class ImageSimilarity:
 
 
 NO_IMAGES = "there are no images here"
+
+
+def _openai() -> Encoder:
+    """The encoder that CLIPScore is defined for. Raises CdlmError where it can't be had."""
+    if why := _why_not():
+        raise CdlmError(why)
+    return OpenClip(model="ViT-B-32", pretrained="openai")
+
+
+@cache  # without a network, the hub's client tries for a minute
+def _why_not() -> str:
+    try:
+        OpenClip(model="ViT-B-32", pretrained="openai").identity()
+    except CdlmError as error:
+        return str(error)
+    return ""
 
 
 def _clip_scores(encoder: Encoder, answers: Answers) -> Tally:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cdlm.errors import Unavailable
+from cdlm.errors import CdlmError, Unavailable
 from cdlm.parts.metrics.common import mean, pairs, ratio, require_captions
 from cdlm.parts.metrics.tokens import joined
 from cdlm.records import Answers, Tally
@@ -93,10 +93,7 @@ class Novelty:
     def tally(self, answers: Answers) -> Tally:
         """Whether each caption is new, and how many of its n-grams are."""
         require_captions(answers)
-        if answers.training is None:
-            names = ["novel_captions", f"novel_{NOVEL}grams"]
-            raise Unavailable(names, "the training captions are not known here")
-        known, said = joined(answers.training()), joined(answers.captions)
+        known, said = joined(_training(answers)), joined(answers.captions)
         texts = set(known)
         seen = {gram for text in known for gram in _grams(text.split(), NOVEL)}
         grams = [_grams(text.split(), NOVEL) for text in said]
@@ -177,6 +174,17 @@ class CaptionLength:
 
 
 # --------------------------------------------------------------------------------------- n-grams
+
+
+def _training(answers: Answers) -> Sequence[str]:
+    """The training captions. Raises Unavailable where they can't be had."""
+    why = "the training captions are not known here"
+    try:
+        if answers.training:
+            return answers.training()
+    except CdlmError as error:  # a dataset that is not on this machine
+        why = str(error).partition("\n")[0]
+    raise Unavailable(["novel_captions", f"novel_{NOVEL}grams"], why)
 
 
 def _grams(words: Words, n: int) -> list[Gram]:
