@@ -24,6 +24,8 @@ needs_java = pytest.mark.skipif(bool(java.lacking()), reason="needs Java")
 
 # -------------------------------------------------------------- what needs nothing but parameters
 
+test_gaussian = conformance("process", "gaussian")
+
 test_cosine = conformance("schedule", "cosine")
 test_cosine_noisier = conformance("schedule", "cosine", noise=4.0)
 test_linear = conformance("schedule", "linear")
