@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ from cdlm import plugins
 from cdlm.errors import CdlmError, Interrupted
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from cdlm.captioner import Caption
     from cdlm.run import Job, Outcome
     from cdlm.rundir import RunDir
 
@@ -211,10 +214,19 @@ def score(
 def caption(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Images and folders.")],
     run: Annotated[Path, typer.Option(metavar="DIR", help="The run whose captioner to use.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JSON lines here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "--jsonl", metavar="FILE", help="Write JSON lines here.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps.")] = None,
     sampler: Annotated[str | None, typer.Option(metavar="NAME", help="cdlm list sampler")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale; 1: none.")] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Drawn for each image; one of them is chosen."),
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also the caption at every step of sampling.")
+    ] = False,
     n: Annotated[
         int, typer.Option("--n", min=1, help="So many different captions of each image.")
     ] = 1,
@@ -235,15 +247,20 @@ def caption(
 ) -> None:
     """Caption your own images.
 
-    Like: cdlm caption photo.jpg --run RUN --n 3 --template "a [ ] dog on ..." --forbid grass. In a
-    template [ ] is one word to fill in, and "..." at its end lets the caption go on. What is left
-    out is as in the run's recipe. With --n nothing is selected: the captions stand in the order in
-    which they were drawn.
+    Like: cdlm caption photo.jpg --run RUN --candidates 10. After each caption stands how far the
+    other candidates say the same, 0 to 1: 5 of them, unless the run's recipe selects among others.
+    Photos that can't be read are named, and stop nothing.
+    --template "a [ ] dog on ..." gives words to keep: [ ] is one to fill in, and "..." at the end
+    lets the caption go on. What is left out is as in the run's recipe. With --n nothing is
+    selected: the captions stand in the order in which they were drawn.
     """
     from cdlm import progress
     from cdlm.captioner import Captioner, Options
     from cdlm.parts.datasets import photos
 
+    if n > 1 and (candidates or trace):
+        option = "--candidates" if candidates else "--trace"
+        raise CdlmError(f"{option} has no effect beside --n, which shows every caption it draws")
     options: Options = {
         "steps": steps, "sampler": sampler, "guidance": guidance, "template": template,
         "forbid": forbid or (), "words": None if words is None else _limits(words),
@@ -251,18 +268,53 @@ def caption(
     }  # fmt: skip
     found = photos.find(images)
     captioner = Captioner.load(run, device)
+    bad: list[CdlmError] = []
     with _lines_to(out) as write, progress.bars() as tell:
         for start in range(0, len(found), AT_ONCE):
-            paths = found[start : start + AT_ONCE]
             options["seed"] = seed + start
-            said: Sequence[str | list[str]] = (
-                captioner(paths, n=n, **options) if n > 1 else captioner(paths, **options)
-            )
-            for path, texts in zip(paths, said, strict=True):
-                if n > 1 and len(texts) < n:
-                    log.warning("%s: only %d of %d different captions found", path, len(texts), n)
-                write(str(path), texts)
-            tell("captions", start + len(paths), len(found), "")
+            read = _read(found[start : start + AT_ONCE], bad, write)
+            pictures = list(read.values())
+            if n > 1:
+                for path, texts in zip(read, captioner(pictures, n=n, **options), strict=True):
+                    write({"image": path, "captions": texts})
+                    _warn_of_fewer(path, len(texts), n)
+            else:
+                said = captioner.details(pictures, candidates=candidates, trace=trace, **options)
+                for path, it in zip(read, said, strict=True):
+                    write(_caption_record(path, it))
+            tell("captions", min(start + AT_ONCE, len(found)), len(found), "")
+    _fail_for(bad, len(found))
+
+
+def _read(
+    paths: Sequence[Path], bad: list[CdlmError], write: Callable[[dict[str, Any]], object]
+) -> dict[str, Image]:
+    """The photos that can be read, by name; the others are noted."""
+    from cdlm.parts.datasets import photos
+
+    read = {}
+    for path in paths:
+        try:
+            read[str(path)] = photos.read(path)
+        except CdlmError as error:
+            bad.append(error)
+            write({"image": str(path), "error": str(error)})
+            log.warning("%s", error)
+    return read
+
+
+def _warn_of_fewer(path: str, found: int, wanted: int) -> None:
+    if found < wanted:
+        log.warning("%s: only %d of %d different captions found", path, found, wanted)
+
+
+def _fail_for(bad: Sequence[CdlmError], total: int) -> None:
+    """Raises CdlmError where photos could not be read, once all others are captioned."""
+    if total == len(bad) == 1:
+        raise bad[0]
+    if bad:
+        rest = "the others are captioned" if len(bad) < total else "none is captioned"
+        raise CdlmError(f"{len(bad):,} of {total:,} photos can't be read (see above); {rest}")
 
 
 def _limits(text: str) -> tuple[int, int | None]:
@@ -497,29 +549,37 @@ def _write(out: Path | None, value: object) -> None:
 
 
 @contextmanager
-def _lines_to(out: Path | None) -> Iterator[Callable[[str, str | list[str]], None]]:
-    """A function that writes a path and its captions: as text, or as JSON lines into a file."""
+def _lines_to(out: Path | None) -> Iterator[Callable[[dict[str, Any]], object]]:
+    """A function that writes an image's record: as text, or as a JSON line into a file."""
     if out is None:
-        yield _print_captions
+        yield _print_record
         return
+    _must_be_a_place(out)
     try:
         file = out.open("w", encoding="utf-8", buffering=1)  # by lines: a kill leaves what is done
     except OSError as error:
-        hint = (
-            "" if out.parent.is_dir() else f"\n    there is no folder {out.parent}; make it first"
-        )
-        raise CdlmError(f"--out {out}: can't write there: {error.strerror}{hint}") from error
+        raise CdlmError(f"--out {out}: can't write there: {error.strerror}") from error
     with file:
-        yield lambda path, said: print(json.dumps(_caption_record(path, said)), file=file)
+        yield lambda record: print(json.dumps(record), file=file)
 
 
-def _print_captions(path: str, said: str | list[str]) -> None:
-    for text in [said] if isinstance(said, str) else said:
+def _print_record(record: dict[str, Any]) -> None:
+    """A line for each caption: image, caption, confidence; and below it one for each step."""
+    path = record["image"]
+    for text in record.get("captions", ()):
         print(f"{path}\t{text}", flush=True)
+    if "caption" in record:
+        sure = [f"{record['confidence']:.2f}"] if "confidence" in record else []
+        print(path, record["caption"], *sure, sep="\t", flush=True)
+    for i, text in enumerate(record.get("trace", ())):
+        print(f"  step {i}\t{text}", flush=True)
 
 
-def _caption_record(path: str, said: str | list[str]) -> dict[str, str | list[str]]:
-    return {"image": path, "caption" if isinstance(said, str) else "captions": said}
+def _caption_record(path: str, said: Caption) -> dict[str, Any]:
+    record: dict[str, Any] = {"image": path, "caption": said.text}
+    if said.confidence is not None:
+        record |= {"confidence": round(said.confidence, 4), "candidates": said.candidates}
+    return record | ({"trace": said.trace} if said.trace else {})
 
 
 @contextmanager

@@ -279,7 +279,8 @@ def test_caption_writes_a_record_for_each_image_in_order(
     first = out.read_text()
     records = [json.loads(line) for line in first.splitlines()]
     assert [Path(record["image"]).name for record in records] == ["a.jpg", "z.png", "c.png"]
-    assert all(set(record) == {"image", "caption"} for record in records)
+    keys = {"image", "caption", "confidence", "candidates"}
+    assert all(set(record) == keys and len(record["candidates"]) == 5 for record in records)
     assert cdlm(*argv).code == 0
     assert out.read_text() == first
 
@@ -331,6 +332,9 @@ def test_caption_takes_any_choice_of_sampling(
     ("options", "words"),
     [
         (("--n", "0"), "--n"),
+        (("--candidates", "0"), "--candidates"),
+        (("--n", "2", "--candidates", "3"), "--candidates has no effect beside --n"),
+        (("--n", "2", "--trace"), "--trace has no effect beside --n"),
         (("--template", "a [ ] sqare"), 'near "sqare": "square"'),
         (("--template", "..."), "has no word and no [ ]"),
         (("--forbid", "dog"), '"dog": not in the vocabulary of this run'),
@@ -340,13 +344,13 @@ def test_caption_takes_any_choice_of_sampling(
         (("--words", "9-5"), "no caption has at least 9 and at most 5 words"),
         (("--words", "5-99"), "captions have at most 19 tokens"),
         (("--set", "train.steps=3"), "--set train.steps: it does not say how your images are"),
-        (("--set", "seed=3"), "allowed: guidance, variance, rounding, grid, sampler"),
+        (("--set", "seed=3"), "guidance, variance, rounding, grid, sampler"),
         (("--sampler", "dpm"), 'did you mean "ddpm"?'),
         (("--steps", "0"), "--steps"),
         (("--guidance", "-1"), "--guidance"),
         (("--seed", "-1"), "--seed"),
         (("--out", "nowhere/captions.jsonl"), "there is no folder nowhere"),
-        (("--out", "."), "can't write there: Is a directory"),
+        (("--out", "."), "can't write there: it is a folder"),
         (("--device", "nonsense"), "--device nonsense"),
     ],
     ids=str,
@@ -357,21 +361,48 @@ def test_a_wrong_option_of_caption_is_named(
     assert_message(cdlm("caption", photos, "--run", seeing_run, *options), words)
 
 
-def test_an_unreadable_image_is_named_and_what_is_done_is_kept(
+def test_unreadable_images_are_named_and_stop_no_other(
     cdlm: Command, seeing_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command_line, "AT_ONCE", 2)
-    names = ["a.png", "b.png", "c.png"]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    names = ["a.png", "b.png", "c.png", "d.png", "e.png"]
     for name in names:
-        Image.new("RGB", (9, 9)).save(tmp_path / name)
-    (tmp_path / "c.png").write_bytes(b"<html>404</html>")
+        Image.new("RGB", (9, 9)).save(photos / name)
+    (photos / "b.png").write_bytes(b"<html>404</html>")
+    (photos / "c.png").write_bytes(b"")
+    (photos / "d.png").write_bytes(b"")
     out = tmp_path / "captions.jsonl"
-    argv = [tmp_path / name for name in names]
-    said = cdlm("caption", *argv, "--run", seeing_run, "--out", out)
-    assert_message(said, "c.png: this is a web page")
-    assert [json.loads(line)["image"] for line in out.read_text().splitlines()] == [
-        str(path) for path in argv[:2]
-    ]
+    said = cdlm("caption", photos, "--run", seeing_run, "--jsonl", out)
+    assert_message(
+        said, "b.png: this is a web page", "3 of 5 photos can't be read", "others are captioned"
+    )
+    records = {Path(it["image"]).name: it for it in map(json.loads, out.read_text().splitlines())}
+    assert sorted(records) == names
+    assert [name for name in names if "error" in records[name]] == ["b.png", "c.png", "d.png"]
+    assert [name for name in names if "caption" in records[name]] == ["a.png", "e.png"]
+    assert_message(cdlm("caption", photos / "b.png", "--run", seeing_run), "b.png: this is a web")
+
+
+def test_caption_shows_candidates_confidence_and_every_step(
+    cdlm: Command, photos: Path, seeing_run: Path, tmp_path: Path
+) -> None:
+    argv = ("caption", photos / "c.png", "--run", seeing_run, "--candidates", 3, "--trace")
+    said = cdlm(*argv)
+    assert said.code == 0, said.err
+    first, *steps = said.out.splitlines()
+    _, text, confidence = first.split("\t")
+    assert [line.split("\t")[0] for line in steps] == ["  step 0", "  step 1", "  step 2"]
+    assert steps[-1].split("\t")[1] == text
+    out = tmp_path / "captions.jsonl"
+    assert cdlm(*argv, "--out", out).code == 0
+    record = json.loads(out.read_text())
+    assert (record["caption"], len(record["candidates"])) == (text, 3)
+    assert record["trace"] == [line.split("\t")[1] for line in steps]
+    assert f"{record['confidence']:.2f}" == confidence
+    (alone,) = cdlm(*argv[:-2], 1).out.splitlines()
+    assert len(alone.split("\t")) == 2  # no rivals, no confidence
 
 
 def test_a_name_that_is_not_utf8_is_printed_all_the_same(
