@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Noised,
         State,
         Stream,
+        Tally,
     )
 
 Denoise = Callable[["Tensor", float], "Estimate"]
@@ -142,7 +143,13 @@ class Metric(Protocol):
     needs: ClassVar[set[str]]  # of what the dataset provides, beyond captions
 
     def __call__(self, answers: Answers) -> dict[str, float]:
-        """-> {name: value}; higher is better unless the docstring says otherwise."""
+        """-> {name: value}; higher is better unless the docstring says otherwise.
+
+        Raises Unavailable where a program or a file that it needs is not on this machine.
+        """
+
+    def tally(self, answers: Answers) -> Tally | None:
+        """What each image adds to these scores; None where they are no function of a sum."""
 
     def marks(self, answers: Answers) -> list[bool] | None:
         """Each caption's own verdict, or None where the metric has none."""

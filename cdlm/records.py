@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from numpy import ndarray
     from torch import Tensor
 
-    from cdlm.protocols import Embedding, Guidance, Length, Schedule
+    from cdlm.protocols import Embedding, Encoder, Guidance, Length, Schedule
 
 
 T = TypeVar("T")
@@ -174,6 +175,21 @@ class Answers:
     captions: list[str]
     references: list[list[str]]
     truths: list[Any]  # what the dataset knows of each image beyond its captions, or None
+    # What takes time to get, for metrics that ask for it; None where there is nothing to be had.
+    features: Callable[[Encoder], Tensor] | None = None  # -> B N C: the images, by any encoder
+    training: Callable[[], Sequence[str]] | None = None  # -> the captions that training saw
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What each image adds to the scores of a split; the scores are a function of the sum."""
+
+    rows: ndarray  # images K, float64
+    score: Callable[[ndarray], dict[str, ndarray]]  # sums ... K -> {name: ...}
+
+    def total(self) -> dict[str, float]:
+        """The scores of all images."""
+        return {name: float(value) for name, value in self.score(self.rows.sum(0)).items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,8 +106,8 @@ def test_the_spine_is_all_that_is_not_flow_parts_or_kernels() -> None:
     spine = {name.removeprefix("cdlm.") for name in SPINE}
     others = {path.stem for path in ROOT.glob("*.py")} - spine - {"__init__"}
     assert others == {
-        "captioner", "checkpoint", "checkup", "compose", "data", "evaluate", "features",
-        "frontier", "gallery", "gaussian", "graph", "network", "pretrain", "probe", "run", "sample",
+        "captioner", "checkpoint", "checkup", "compose", "data", "evaluate", "features", "frontier",
+        "gallery", "gaussian", "graph", "network", "pretrain", "probe", "results", "run", "sample",
         "train",
     }  # fmt: skip
 
