@@ -48,7 +48,7 @@ def _check_kind(kind: str) -> None:
 
 
 def _row(entry: Entry) -> tuple[str, str]:
-    owner = "" if entry.owner.startswith("cdlm ") or entry.owner == "cdlm" else f" [{entry.owner}]"
+    owner = "" if entry.built_in else f" [{entry.owner}]"
     try:
         return entry.name, signature.read(entry).doc.strip().partition("\n")[0] + owner
     except PluginError as error:
