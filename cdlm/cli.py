@@ -581,4 +581,4 @@ def _name_suspects(error: Exception) -> None:
     """Beside an error in our own code: components of plugins may have given what it fell over."""
     if found := blame.suspects(plugins.load().registry.entries()):
         names = ", ".join(f'{it.kind} "{it.name}" of {it.owner}' for it in found)
-        error.add_note(f"in use from plugins: {names}; run their conformance tests first")
+        error.add_note(f"loaded from plugins: {names}; run their conformance tests first")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from cdlm import checkpoint, plugins, rundir
+from cdlm import checkpoint, foreign, plugins, rundir
 from cdlm import recipe as recipes
 from cdlm.checkpoint import Checkpoint
 from cdlm.compose import Parts, compose, dataset, make, metrics
@@ -90,7 +90,8 @@ def begin(recipe: Recipe, root: Path, resume: bool, argv: Sequence[str]) -> RunD
             raise RunError(f"{run.recipe}: changed since the run began\n    undo that to go on")
         return run
     brought = {plugin.distribution: plugin.version for plugin in plugins.load().loaded}
-    known = rundir.provenance(argv, recipe.seed, torch.get_num_threads(), brought)
+    threads, used = torch.get_num_threads(), foreign.used(recipe)
+    known = rundir.provenance(argv, recipe.seed, threads, brought, used)
     return RunDir.create(
         root, recipe.name, recipe.sets, recipe.seed, recipe.hash, recipe.toml(), known
     )
@@ -146,6 +147,8 @@ class Job:
         """
         trained = _stored(run)
         recipe = altered(trained, sets) if sets else trained
+        for change in foreign.changes(run.provenance().get("components", {}), foreign.used(recipe)):
+            log.warning("%s", change)
         splits: dict[str, Split] = {}
         encoder: Encoder = make(recipe.one("encoder"))
         encoder.to(device)

@@ -289,6 +289,12 @@ class RunDir:
         with _reported(self.recipe, "read the recipe"):
             return self.recipe.read_text(encoding="utf-8", errors="replace")
 
+    def provenance(self) -> dict[str, Any]:
+        """What was recorded when the run began. Raises RunError."""
+        place = self.path / PROVENANCE
+        with _reported(place, "read the provenance"):
+            return _parse(place.read_bytes(), place)
+
     def append(self, file: str, record: Mapping[str, Any]) -> None:
         """Add a line to a JSONL file; it outlives a kill, not a power cut. Raises RunError."""
         place = self.path / file
@@ -438,11 +444,12 @@ def provenance(
     seed: int,
     threads: int | None = None,
     plugins: Mapping[str, str] | None = None,
+    components: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """What is needed to repeat a run; the state of git is that of the current folder.
 
     threads: of the tensor library, since their number changes the last digits of a sum.
-    plugins: name -> version.
+    plugins: name -> version. components: of plugins, "kind name" -> owner and hash of its code.
     """
     return {
         "argv": list(argv),
@@ -452,6 +459,7 @@ def provenance(
         "git": _git_state(),
         "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "plugins": dict(plugins or {}),
+        "components": dict(components or {}),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": threads,

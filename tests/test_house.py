@@ -21,9 +21,10 @@ ROOT = Path(cdlm.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 SPINE = (
     "cdlm", "cdlm.blame", "cdlm.charts", "cdlm.cli", "cdlm.contract", "cdlm.describe",
-    "cdlm.doctor", "cdlm.errors", "cdlm.layers", "cdlm.parts", "cdlm.places", "cdlm.plugins",
-    "cdlm.progress", "cdlm.protocols", "cdlm.recipe", "cdlm.records", "cdlm.registry",
-    "cdlm.rundir", "cdlm.scaffold", "cdlm.schema", "cdlm.signature", "cdlm.toml", "cdlm.values",
+    "cdlm.doctor", "cdlm.errors", "cdlm.foreign", "cdlm.layers", "cdlm.parts", "cdlm.places",
+    "cdlm.plugins", "cdlm.progress", "cdlm.protocols", "cdlm.recipe", "cdlm.records",
+    "cdlm.registry", "cdlm.rundir", "cdlm.scaffold", "cdlm.schema", "cdlm.signature", "cdlm.toml",
+    "cdlm.values",
 )  # fmt: skip
 HEAVY = (
     "torch",
