@@ -90,8 +90,8 @@ def begin(recipe: Recipe, root: Path, resume: bool, argv: Sequence[str]) -> RunD
             raise RunError(f"{run.recipe}: changed since the run began\n    undo that to go on")
         return run
     brought = {plugin.distribution: plugin.version for plugin in plugins.load().loaded}
-    threads, used = torch.get_num_threads(), foreign.used(recipe)
-    known = rundir.provenance(argv, recipe.seed, threads, brought, used)
+    known = rundir.provenance(argv, recipe.seed, torch.get_num_threads(), brought)
+    known |= {"components": foreign.used(recipe)}
     return RunDir.create(
         root, recipe.name, recipe.sets, recipe.seed, recipe.hash, recipe.toml(), known
     )

@@ -444,12 +444,11 @@ def provenance(
     seed: int,
     threads: int | None = None,
     plugins: Mapping[str, str] | None = None,
-    components: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
     """What is needed to repeat a run; the state of git is that of the current folder.
 
     threads: of the tensor library, since their number changes the last digits of a sum.
-    plugins: name -> version. components: of plugins, "kind name" -> owner and hash of its code.
+    plugins: name -> version.
     """
     return {
         "argv": list(argv),
@@ -459,7 +458,6 @@ def provenance(
         "git": _git_state(),
         "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "plugins": dict(plugins or {}),
-        "components": dict(components or {}),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": threads,
