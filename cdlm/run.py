@@ -340,6 +340,10 @@ def _train(job: Job, pupil: Learner, data: Captions, first: int, stop: Stop, tel
 def _record(run: RunDir, event: Event) -> None:
     if event.name not in ("step", "checkpoint"):
         run.append(METRICS, {"step": event.step, "name": event.name, "value": event.value})
+    _tell_plugins(run, event)
+
+
+def _tell_plugins(run: RunDir, event: Event) -> None:
     for failure in plugins.load().tell(event, run.path):
         log.warning("%s", failure)
 
@@ -447,6 +451,9 @@ def write_down(job: Job, outcome: Outcome) -> Path | None:
     run, plan = job.run, job.recipe.evaluate
     lines = b"".join(rundir.line(record) for record in records(outcome.answers, outcome.said))
     rundir.write_bytes(run.path / SAMPLES, lines)
+    for score in outcome.scores:
+        event = Event(step=outcome.step, name=f"score/{score.name}", value=score.value)
+        _tell_plugins(run, event)
     picture = draw_gallery(job, outcome, run.path / "gallery.png")
     run.finish(
         {
