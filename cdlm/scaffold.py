@@ -29,11 +29,9 @@ FITTING = {  # what else a recipe needs for a component of this kind, above the 
     "dataset": 'metric = [{ use = "exact_match" }, { use = "bleu" }]\n',
     "tokenizer": "[model]\nlength = 72\n",
 }
-LESS_WORK = {  # an axis for what is no choice of training: the metric judges samplers
-    "metric": {
-        "few": {"sampler": {"use": "ddim", "steps": 5}},
-        "many": {"sampler": {"use": "ddim", "steps": 50}},
-    }
+FEW_OR_MANY = {  # an axis for what training does not look at: a metric judges samplers
+    "few": {"sampler": {"use": "ddim", "steps": 5}},
+    "many": {"sampler": {"use": "ddim", "steps": 50}},
 }
 
 
@@ -141,6 +139,9 @@ def manual(kind: str) -> str:
 
 def _choice(names: Names, base: dict[str, Any]) -> str:
     """The recipe's lines that pick the component."""
+    if names.kind not in base:
+        study = f"studies/{names.component}.toml"
+        return f"# A {names.kind} is no part of a recipe: {study} chooses it."
     lines = toml.pair(names.kind, _with(names, base)) + "\n" + FITTING.get(names.kind, "")
     return lines.rstrip("\n")
 
@@ -162,23 +163,23 @@ def _with(names: Names, base: dict[str, Any]) -> Any:
 
 def _axis(names: Names, base: dict[str, Any]) -> str:
     """The study's design, and its one axis: what was there before, and the new component."""
-    before = base[names.kind]
-    options = LESS_WORK.get(names.kind) or {
-        _label(names.kind, before): {names.kind: before},
-        names.component: {names.kind: _with(names, base)},
-    }
+    chosen = "" if names.kind in base else f'{names.kind} = {{ use = "{names.component}" }}\n'
+    options: dict[str, Any] = FEW_OR_MANY
+    if names.kind in base and names.kind != "metric":
+        options = {
+            _label(names.kind, base[names.kind]): {names.kind: base[names.kind]},
+            names.component: {names.kind: _with(names, base)},
+        }
     axis = next(iter(next(iter(options.values()))))
-    return "\n".join(
-        [
-            "[study]",
-            'design   = "one_at_a_time"',
-            f"baseline = {toml.text({axis: next(iter(options))})}",
-            "seeds    = [0, 1, 2]",
-            "",
-            f"[axis.{axis}]",
-            *(f"{label} = {{ {_pairs(values)} }}" for label, values in options.items()),
-        ]
-    )
+    lines = [
+        "[study]",
+        'design   = "one_at_a_time"',
+        f"baseline = {toml.text({axis: next(iter(options))})}",
+        f"seeds    = [0, 1, 2]\n{chosen}",
+        f"[axis.{axis}]",
+        *(f"{label} = {{ {_pairs(values)} }}" for label, values in options.items()),
+    ]
+    return "\n".join(lines)
 
 
 def _pairs(values: dict[str, Any]) -> str:

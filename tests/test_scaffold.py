@@ -81,7 +81,9 @@ def test_the_tests_of_a_new_plugin_pass(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_plugin_is_written_against_public_names_alone(kind: str, written: Path) -> None:
-    public = ("cdlm.errors", "cdlm.protocols", "cdlm.records", "cdlm.values", "cdlm.testing")
+    public = ["cdlm.errors", "cdlm.protocols", "cdlm.records", "cdlm.values", "cdlm.testing"]
+    if kind == "process":  # where the others meet: it asks the network, and knows all parts
+        public += ["cdlm.network", "cdlm.sample"]
     for path in (written / called(kind)).rglob("*.py"):
         for line in path.read_text().splitlines():
             if line.startswith(("from cdlm", "import cdlm")):
@@ -104,8 +106,8 @@ def test_its_manual_has_every_method_of_the_protocol(kind: str, written: Path) -
         assert f"`{name}(" in text
 
 
-def test_every_template_has_a_kind() -> None:
-    assert {path.stem for path in (TEMPLATE / "components").glob("*.py")} == set(KINDS)
+def test_every_kind_has_a_component_to_begin_with() -> None:
+    assert {path.stem for path in (TEMPLATE / "components").glob("*.py")} >= set(KINDS)
 
 
 def test_a_study_picks_the_new_component_and_its_like(written: Path) -> None:
