@@ -481,9 +481,6 @@ def write_down(job: Job, outcome: Outcome) -> Path | None:
     run, plan = job.run, job.recipe.evaluate
     lines = b"".join(rundir.line(record) for record in records(outcome.answers, outcome.said))
     rundir.write_bytes(run.path / SAMPLES, lines)
-    for score in outcome.scores:
-        event = Event(step=outcome.step, name=f"score/{score.name}", value=score.value)
-        _tell_plugins(run, event)
     picture = draw_gallery(job, outcome, run.path / "gallery.png")
     run.finish(
         {
@@ -498,6 +495,9 @@ def write_down(job: Job, outcome: Outcome) -> Path | None:
             "n": len(outcome.answers.captions),
         }
     )
+    for score in outcome.scores:
+        event = Event(step=outcome.step, name=f"score/{score.name}", value=score.value)
+        _tell_plugins(run, event)
     return picture
 
 
