@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cdlm import plugins
+from cdlm import blame, plugins
 from cdlm.errors import CdlmError, Interrupted
 
 if TYPE_CHECKING:
@@ -512,6 +512,34 @@ def pretrain(
     print(f'encoder: {out}\n    use it with encoder = {{ use = "open_clip", model = "{out}" }}')
 
 
+# ------------------------------------------------------------------------------------- beginnings
+
+new = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Begin something of your own.")
+app.add_typer(new, name="new")
+
+
+@new.callback()
+def _new() -> None:
+    """Begin something of your own."""
+
+
+@new.command()
+def plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the package, like cdlm-film.")],
+    kind: Annotated[str, typer.Option(metavar="KIND", help="Of its component; see cdlm list.")],
+    into: Annotated[Path, typer.Option(metavar="DIR", help="Where its folder goes.")] = Path(),
+) -> None:
+    """Write a plugin package with one component that works.
+
+    Like: cdlm new plugin cdlm-film --kind conditioning. It can be installed at once, and its tests
+    pass; change what its component does, and they tell whether it still keeps the laws of its kind.
+    """
+    from cdlm import scaffold
+
+    place = scaffold.plugin(name, kind, into)
+    print(f"plugin: {place}\n    pip install -e {place} && pytest {place}")
+
+
 # ----------------------------------------------------------------------------------------- output
 
 
@@ -622,20 +650,23 @@ def main() -> None:
     try:
         app()
     except CdlmError as error:
-        _fail(str(error))
+        _fail(str(error), error)
     except Interrupted as error:
         _note(f"{error}\n    go on with --resume")
         sys.exit(error.code)
     except Exception as error:
         known = _known(error)
         if known is None:
+            _name_suspects(error)
             raise
-        _fail(known)
+        _fail(known, error)
     finally:
         _flush()
 
 
-def _fail(text: str) -> None:
+def _fail(text: str, error: Exception) -> None:
+    if os.environ.get("CDLM_TRACEBACK"):
+        raise error
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     _note(f"{red}error:{plain} {text}")
     sys.exit(2)
@@ -659,6 +690,15 @@ def _known(error: Exception) -> str | None:
             "    try half the batch and twice the accumulation (--set train.batch=N "
             "--set train.accumulate=M), or a smaller [model]"
         )
+    if raised := blame.blamed(error, plugins.load().registry.entries()):
+        return str(raised)
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return explain_import_error(error)
+
+
+def _name_suspects(error: Exception) -> None:
+    """Beside an error in our own code: components of plugins may have given what it fell over."""
+    if found := blame.suspects(plugins.load().registry.entries()):
+        names = ", ".join(f'{it.kind} "{it.name}" of {it.owner}' for it in found)
+        error.add_note(f"loaded from plugins: {names}; run their conformance tests first")

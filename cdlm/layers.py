@@ -15,10 +15,12 @@ from typing import Any
 
 from cdlm import toml
 from cdlm.errors import Mistake, RecipeError, nearest
+from cdlm.places import recipes_dir
 
 MAX_BYTES = 256 * 1024  # a recipe is a few kilobytes
 MAX_DEPTH = 20  # tables within tables; recipes need 3
 SET = "--set"
+SHIPPED = "cdlm:"  # in front of a recipe that ships with cdlm: extends = "cdlm:extra_token.toml"
 
 Key = tuple[str, ...]
 """Where a value stands: ("conditioning", "1", "use")."""
@@ -99,8 +101,12 @@ def _stacked(files: list[Tree]) -> Tree:
 def _parent(tree: Tree, child: Path, parent: Any) -> Path:
     if not isinstance(parent, str) or not parent:
         raise _mistake(
-            tree.place(("extends",)), "expected the path of a recipe", 'like "../base.toml"'
+            tree.place(("extends",)),
+            "expected the path of a recipe",
+            f'like "../base.toml", or one that ships with cdlm: "{SHIPPED}extra_token.toml"',
         )
+    if parent.startswith(SHIPPED):
+        return recipes_dir() / parent.removeprefix(SHIPPED)
     return child.parent / parent
 
 

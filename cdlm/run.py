@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from cdlm import checkpoint, plugins, results, rundir, signature
+from cdlm import checkpoint, foreign, plugins, results, rundir, signature
 from cdlm import recipe as recipes
 from cdlm.checkpoint import Checkpoint
 from cdlm.compose import Parts, compose, dataset, make, metrics
@@ -106,6 +106,7 @@ def begin(recipe: Recipe, root: Path, resume: bool, argv: Sequence[str]) -> RunD
         return run
     brought = {plugin.distribution: plugin.version for plugin in plugins.load().loaded}
     known = rundir.provenance(argv, recipe.seed, torch.get_num_threads(), brought)
+    known |= {"components": foreign.used(recipe)}
     return RunDir.create(
         root, recipe.name, recipe.sets, recipe.seed, recipe.hash, recipe.toml(), known
     )
@@ -176,6 +177,8 @@ class Job:
         """
         trained = _stored(run)
         recipe = altered(trained, sets) if sets else trained
+        for change in foreign.changes(run.provenance().get("components", {}), foreign.used(recipe)):
+            log.warning("%s", change)
         splits: dict[str, Split] = {}
         encoder: Encoder = make(recipe.one("encoder"))
         encoder.to(device)
@@ -370,6 +373,10 @@ def _train(job: Job, pupil: Learner, data: Captions, first: int, stop: Stop, tel
 def _record(run: RunDir, event: Event) -> None:
     if event.name not in ("step", "checkpoint"):
         run.append(METRICS, {"step": event.step, "name": event.name, "value": event.value})
+    _tell_plugins(run, event)
+
+
+def _tell_plugins(run: RunDir, event: Event) -> None:
     for failure in plugins.load().tell(event, run.path):
         log.warning("%s", failure)
 
@@ -501,6 +508,9 @@ def write_down(job: Job, outcome: Outcome) -> Path | None:
     rundir.write_bytes(run.path / SAMPLES, lines)
     picture = draw_gallery(job, outcome, run.path / "gallery.png")
     run.finish(results.record(job, outcome))
+    for score in (it for it in outcome.scores if not it.missing):
+        event = Event(step=outcome.step, name=f"score/{score.name}", value=score.value)
+        _tell_plugins(run, event)
     return picture
 
 

@@ -290,6 +290,12 @@ class RunDir:
         with _reported(self.recipe, "read the recipe"):
             return self.recipe.read_text(encoding="utf-8", errors="replace")
 
+    def provenance(self) -> dict[str, Any]:
+        """What was recorded when the run began. Raises RunError."""
+        place = self.path / PROVENANCE
+        with _reported(place, "read the provenance"):
+            return _parse(place.read_bytes(), place)
+
     def append(self, file: str, record: Mapping[str, Any]) -> None:
         """Add a line to a JSONL file; it outlives a kill, not a power cut. Raises RunError."""
         place = self.path / file
