@@ -38,7 +38,7 @@ class OneHot(nn.Module):
 
 
 class Knowing(nn.Module):
-    """The network that knows SHARES: of each place, the log of every word's share given the rest."""
+    """The network that knows SHARES: the log of every word's share, given what is there."""
 
     def forward(self, x: Tensor, t: Tensor, *_: Any) -> Tensor:
         there = (x.sum(2) - 1).abs() < 1e-6  # a hidden word is no unit vector
