@@ -19,6 +19,7 @@ from cdlm.testing.whole import captioner, data, trained
 
 test_masked = conformance("process", "masked")
 test_masked_best_first = conformance("process", "masked", order="confidence", temperature=0.0)
+test_masked_concentrated = conformance("process", "masked", heard="shown")
 test_masked_cosine = conformance("process", "masked", alpha="cosine", steps=4)
 
 V, L = 3, 3
@@ -142,6 +143,21 @@ def test_the_likeliest_words_need_no_draw() -> None:
     seen = torch.ones(1, L, dtype=torch.bool)
     ends = {tuple(list(sample(parts, one, seen, None, rng(i)))[-1].x[0].tolist()) for i in (0, 1)}
     assert len(ends) == 1
+
+
+def test_hidden_places_are_heard_by_nobody_if_so_wished() -> None:
+    """What stands for a hidden word then changes what is said at hidden places alone."""
+    ids, seen = torch.tensor([[4, 5, DIMS.vocab, 6, DIMS.vocab, 1]]), torch.ones(1, 6).bool()
+    given = Condition(features=torch.randn(1, 2, 10, generator=rng()), keep=torch.ones(1).bool())
+    for heard in ("all", "shown"):
+        torch.manual_seed(0)
+        parts = captioner(process=Masked(heard=heard, dims=DIMS))
+        one = parts.process.log_shares(parts, ids, torch.tensor([0.3]), given, seen)
+        nn.init.constant_(parts.process.hidden, 3.0)
+        two = parts.process.log_shares(parts, ids, torch.tensor([0.3]), given, seen)
+        same = torch.isclose(one, two, atol=1e-5).all(2)[0].tolist()
+        shown = heard == "shown"
+        assert same == [shown, shown, False, shown, False, shown]
 
 
 def test_a_predicted_length_is_taught() -> None:

@@ -34,7 +34,7 @@ class Masked(nn.Module):
     long captions are; `predicted` is taught here, by a term `length`.
     Shapes: states are ids B L, hidden ones V.
     Source: Sahoo et al. 2024 (MDLM), eq. 10 and section 3.2; Zhu et al. 2022 (DDCap), section 3.3
-    (best first, length head).
+    (best first, length head, and `heard`, its concentrated attention).
     """
 
     provides: ClassVar[set[str]] = {"times", "length_loss"}
@@ -51,10 +51,12 @@ class Masked(nn.Module):
         order: Literal["random", "confidence"] = "random",  # which words are shown first
         temperature: NonNegative = 1.0,  # of the drawn words; 0: always the likeliest
         alpha: Literal["linear", "cosine"] = "linear",  # 1 - t, or 1 - sin(pi t / 2)
+        heard: Literal["all", "shown"] = "all",  # by every place: hidden places too, or not
         dims: Dims,
     ):
         super().__init__()
         self.steps, self.order, self.temperature, self.alpha = steps, order, temperature, alpha
+        self.heard = heard
         self.hidden = nn.Parameter(0.02 * torch.randn(dims.width))  # stands for a hidden word
         self.vocab = dims.vocab
 
@@ -95,7 +97,8 @@ class Masked(nn.Module):
         hidden = ids == self.vocab
         x = parts.embedding(ids.masked_fill(hidden, parts.tokenizer.pad))
         x = torch.where(hidden[..., None], self.hidden.to(x), x)
-        said = guided(parts, x, t, condition, mask)
+        seen = mask & ~hidden if self.heard == "shown" else mask
+        said = guided(parts, x, t, condition, seen)
         return parts.embedding.logits(said.float()).log_softmax(2)
 
     # ------------------------------------------------------------------------------- the way back
