@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cdlm import plugins, rundir
 from cdlm.compose import metrics
 from cdlm.errors import CdlmError, nearest
-from cdlm.evaluate import evaluate, label
+from cdlm.evaluate import available, evaluate, label
 from cdlm.progress import Tell, silent
 from cdlm.records import Said
 from cdlm.run import Job, answers_of, caption_features
@@ -152,13 +152,13 @@ def _point(job: Job, table: Tensor, tell: Tell) -> Point:
         began = time.perf_counter()
         said = _said(job, table, tell)
         seconds = time.perf_counter() - began
-    answers = answers_of(job.split(job.recipe.evaluate.split), said)
+    answers = answers_of(job, said)
     return Point(
         sampler=job.recipe.one("sampler").use,
         steps=job.parts.sampler.steps,
         calls=calls[0] // (len(table) * job.parts.selection.count),
         seconds=seconds,
-        scores={score.name: score.value for score in evaluate(metrics(job.recipe), answers)},
+        scores=available(evaluate(metrics(job.recipe), answers)),
     )
 
 

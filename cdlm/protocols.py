@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Noised,
         State,
         Stream,
+        Tally,
     )
 
 Denoise = Callable[["Tensor", float], "Estimate"]
@@ -142,7 +143,13 @@ class Metric(Protocol):
     needs: ClassVar[set[str]]  # of what the dataset provides, beyond captions
 
     def __call__(self, answers: Answers) -> dict[str, float]:
-        """-> {name: value}; higher is better unless the docstring says otherwise."""
+        """-> {name: value}; higher is better unless the docstring says otherwise.
+
+        Raises Unavailable where a program or a file that it needs is not on this machine.
+        """
+
+    def tally(self, answers: Answers) -> Tally | None:
+        """What each image adds to these scores; None where they are no function of a sum."""
 
     def marks(self, answers: Answers) -> list[bool] | None:
         """Each caption's own verdict, or None where the metric has none."""
@@ -299,8 +306,10 @@ class Guidance(Protocol):
 class Rounding(Protocol):
     """kind `rounding`: what is done to the estimate of x0 before the sampler uses it."""
 
-    def __call__(self, x0_hat: Tensor, t: float, embedding: Embedding) -> Tensor:
-        """B L E -> B L E."""
+    def __call__(
+        self, x0_hat: Tensor, t: float, embedding: Embedding, nearest: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """B L E -> B L E. `nearest` gives for each vector that of its nearest word."""
 
 
 class Grid(Protocol):

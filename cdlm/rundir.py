@@ -6,6 +6,7 @@
         tokenizer.json    the vocabulary, never learnt twice
         metrics.jsonl     one record per logged value
         samples.jsonl     one record per sampled caption
+        eval/             what `cdlm eval` found later, as summary.json and samples.jsonl
         log.txt
         checkpoints/      step-00000500/, ...; see `cdlm.checkpoint`
         summary.json      its presence means that the run has finished
@@ -449,7 +450,7 @@ def provenance(
         "seed": seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "folder": os.getcwd(),
-        "git": _git_state(),
+        "git": git_state(),
         "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "plugins": dict(plugins or {}),
         "platform": platform.platform(),
@@ -470,7 +471,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_state() -> dict[str, Any]:
+def git_state() -> dict[str, Any]:
     """The commit and what differs from it, or why there is none."""
     try:
         commit = _git("rev-parse", "HEAD")

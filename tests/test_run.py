@@ -62,8 +62,11 @@ def test_the_printed_table_is_the_summary(tiny_run: Finished) -> None:
     labels = {"exact_match": "exact match"} | {f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)}
     assert list(scores) == list(labels)
     rows = [line.split() for line in tiny_run.said.out.splitlines()]
+    intervals = RunDir(tiny_run.path).summary()["intervals"]
     for name, label in labels.items():
-        assert [*label.split(), f"{scores[name]:.4f}", "12"] in rows
+        low, high = intervals[name]
+        between = [f"{low:.4f}", "to", f"{high:.4f}"]
+        assert [*label.split(), f"{scores[name]:.4f}", *between, "12"] in rows
 
 
 def test_samples_stand_beside_their_references(tiny_run: Finished) -> None:
