@@ -175,7 +175,7 @@ class Process(Protocol):
     ) -> Iterator[State]:
         """Every state from t = 1 to t = 0. Shapes: mask B L, the positions that captions occupy.
 
-        steps: how many, None for as many as the recipe says.
+        steps: how many, None for as many as the recipe says; of no effect where a word is a step.
         """
 
     def words(self, parts: Parts, state: State, mask: Tensor) -> Tensor:

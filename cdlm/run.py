@@ -140,7 +140,8 @@ def altered(recipe: Recipe, sets: Sequence[str]) -> Recipe:
         if key.partition(".")[0] in fixed and key.removeprefix("process.") not in free
     ]
     if mistakes:
-        allowed = [*AFTERWARDS, *(f"process.{name}" for name in free)]
+        allowed = [name for name in AFTERWARDS if name not in recipe.without]
+        allowed += [f"process.{name}" for name in free]
         hint = f"allowed: {', '.join(allowed)}; for the rest, train another run"
         raise RecipeError([*mistakes[:-1], replace(mistakes[-1], hint=hint)])
     return after

@@ -81,6 +81,26 @@ def test_nobody_imports_the_command_line_and_only_tests_import_testing(path: Pat
     assert "testing" not in rooms(path) or testing
 
 
+PUBLIC = {
+    "": ("CdlmError", "DataError", "PluginError", "RecipeError", "RunError", "hookimpl"),
+    "errors": (), "protocols": (), "records": (), "values": (), "testing": (),
+    "network": ("guided", "withhold"), "sample": ("forbidden",), "compose": ("Parts",),
+    "parts": (),
+}  # fmt: skip
+"""What plugins may import from cdlm: these names of a module, or all that do not begin with _."""
+
+PLUGINS = sorted((ROOT.parent / "plugins").glob("*/src/**/*.py"))
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: f"{path.parts[-4]}-{path.stem}")
+def test_components_of_plugins_are_written_against_public_names(path: Path) -> None:
+    for name in imports(path):
+        if name.startswith("cdlm."):
+            place, _, wanted = name.removeprefix("cdlm.").rpartition(".")
+            names = PUBLIC.get(place.split(".")[0], ("nothing",)) or (wanted,)
+            assert wanted in names and not wanted.startswith("_"), f"{name} is not public"
+
+
 @pytest.mark.parametrize("name", ["protocols", "records", "errors", "values"])
 def test_what_components_are_written_against_needs_nothing_else(name: str) -> None:
     """Protocols name Parts as well: a process gets them all."""
