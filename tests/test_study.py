@@ -172,7 +172,7 @@ modern = { denoiser = { use = "modern", heads = "2" } }
 """,
     )
     assert len(told) == 3
-    assert "asked.toml:4, targett: there is no such key (in the point target: eps)" in told[0]
+    assert "asked.toml:5, targett: there is no such key (in the point target: eps)" in told[0]
     assert "extra_token writes tokens, which linear does not read (in the point" in told[1]
     assert 'expected a whole number above 0, got "2" (in the point denoiser: modern)' in told[2]
 
