@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from cdlm import layers, study
 from cdlm.errors import RecipeError
 from cdlm.study import Study, designed
 
-SHIPPED = sorted((Path(__file__).parents[1] / "recipes" / "studies").rglob("*.toml"))
+STUDIES = Path(__file__).parents[1] / "recipes" / "studies"
+SHIPPED = sorted(STUDIES.rglob("*.toml"))
 AXES = {"target": ["x0", "eps", "v"], "steps": ["few", "many"], "loss": ["both", "one"]}
 BASE = {"target": "x0", "steps": "few", "loss": "both"}
 
@@ -209,3 +211,19 @@ def test_every_shipped_study_has_a_full_size_twin() -> None:
     full = {path.name for path in SHIPPED if path.parent.name == "flickr8k"}
     assert small == full
     assert small
+
+
+def test_the_tables_of_the_readme_are_filled_in_by_its_script(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("fill", STUDIES / "fill.py")
+    assert spec and spec.loader
+    fill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill)
+    text = (STUDIES / "README.md").read_text()
+    assert {f"studies-{path.stem}" for path in SHIPPED} == {
+        it[1] for it in fill.PLACE.findall(text)
+    }
+    (tmp_path / "studies-width").mkdir()
+    (tmp_path / "studies-width" / "table.md").write_text("| new |\n")
+    once = fill.filled(text, tmp_path)
+    assert once.count("| new |") == 1
+    assert fill.filled(once, tmp_path) == once
