@@ -103,12 +103,11 @@ class Work:
         """The run of a point with a seed."""
         return self.trials[point.seeded(seed).hash]
 
-    def look(self) -> None:
-        """Note which runs are there, and which of them have finished."""
-        for digest, trial in self.trials.items():
-            if trial.state == "finished":
-                continue
-            trial.run = rundir.find(self.root, digest)
+    def look(self, at: Sequence[Trial] | None = None) -> None:
+        """Note which of these runs, or of all, are there, and how far they have got."""
+        there = rundir.runs(self.root)
+        for trial in self.trials.values() if at is None else at:
+            trial.run = rundir.find(self.root, trial.recipe.hash, there)
             if trial.run is None:
                 continue
             run = RunDir(trial.run)
@@ -202,7 +201,7 @@ def conduct(work: Work, how: How) -> Generator[list[Trial], None, None]:
                 return
             if not changed:
                 time.sleep(EVERY_S)
-                work.look()
+                work.look([trial for trial in work.trials.values() if trial.running])
     finally:
         _stop(work)
 

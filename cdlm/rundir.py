@@ -229,9 +229,13 @@ def runs(root: Path) -> list[Path]:
     return sorted(whole, key=lambda p: (p / RECIPE).stat().st_mtime, reverse=True)
 
 
-def find(root: Path, digest: str) -> Path | None:
-    """The run of the recipe with this hash, whatever it is called; a finished one, if there is."""
-    found = [path for path in runs(root) if path.name.endswith(f"-{digest[:8]}")]
+def find(root: Path, digest: str, among: Sequence[Path] | None = None) -> Path | None:
+    """The run of the recipe with this hash, whatever it is called; a finished one, if there is.
+
+    among: the runs below `root`, where they have been listed already.
+    """
+    there = runs(root) if among is None else among
+    found = [path for path in there if path.name.endswith(f"-{digest[:8]}")]
     same = [path for path in found if known(path).get("hash") == digest]
     return min(same, key=lambda path: not RunDir(path).finished, default=None)
 
