@@ -243,6 +243,16 @@ def table(found: Probe, title: str) -> Table:
     return drawn
 
 
+def read(text: str) -> Probe:
+    """What `write` wrote into probe.json. Raises ValueError, KeyError, TypeError."""
+    facts = json.loads(text)
+    del facts["reach"]
+    if facts["trial"]:
+        del facts["trial"]["passed"]
+        facts["trial"] = Trial(**facts["trial"])
+    return Probe(**facts)
+
+
 def write(found: Probe, folder: Path, title: str) -> Path:
     """probe.json and probe.png into this folder; the picture's path. Raises OSError."""
     from cdlm import charts

@@ -1,0 +1,277 @@
+"""The report as one HTML page that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from cdlm import __version__, probe, toml
+from cdlm.evaluate import label
+from cdlm.frontier import LESSER
+from cdlm.recipe import TABLES
+from cdlm.report import charts, figures, gallery, tables
+from cdlm.report.facts import Facts
+from cdlm.report.figures import Chart
+from cdlm.report.tables import BETTER, NOISE, WORSE, Cell, Table
+from cdlm.report.trace import Trace, Traces
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+ROWS = 10  # of a trace, and the most that stand under a figure: evenly chosen ones
+NUMBERS = 30
+DIFF = 20_000  # letters of uncommitted changes; the run's provenance has all
+SIGNS = {BETTER: "▲", WORSE: "▼", NOISE: "≈"}  # beside words: never alone
+SIZE = "00000000"  # stands for the page's size until it is known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A chart as it stands on the page, and its numbers as a table."""
+
+    chart: Chart
+    svg: Markup
+    head: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """One row of a trace: each word, and whether it is final, new as such, or still open."""
+
+    step: int
+    t: float
+    words: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A trace as it stands on the page."""
+
+    image_id: str
+    moments: list[Moment]
+    settled: list[int]
+    steps: int
+
+    @property
+    def width(self) -> int:
+        """How many words the longest row has."""
+        return max((len(it.words) for it in self.moments), default=1) or 1
+
+
+def page(runs: Sequence[Facts], title: str, command: str) -> str:
+    """The whole page. Figures that lack numbers are left out, and named among what is missing."""
+    table = tables.of_runs(runs)
+    groups = gallery.groups(runs, runs[0].recipe.seed)  # first: it may note what is missing
+    script = _part("page.js")
+    text = _environment().get_template("page.html").render(
+        title=title,
+        runs=runs,
+        single=runs[0] if len(runs) == 1 else None,
+        table=table,
+        markdown=tables.markdown(table),
+        latex=tables.latex(table),
+        learning=[_figure(it) for it in charts.learning(runs)],
+        restoration=[_figure(it) for it in charts.restoration(runs)],
+        quality=[_figure(it) for it in charts.quality(runs)],
+        settling=[_figure(it) for it in charts.settling(runs)],
+        groups=groups,
+        marked=any(it is not None for facts in runs for it in facts.verdicts),
+        missing=[(it.label, what, why) for it in runs for what, why in it.missing.items()],
+        tiles=_tiles(table),
+        signs=SIGNS,
+        most_diff=DIFF,
+        traces=[(it, _shown(it.traces, trace)) for it in runs for trace in _some(it, len(runs))],
+        differences=_differences(runs),
+        recipes=[(it, _recipe(it)) for it in runs],
+        provenance=[(it, _provenance(it)) for it in runs],
+        style=_part("page.css"),
+        script=script,
+        script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
+        command=command,
+        version=__version__,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        size=SIZE,
+    )  # fmt: skip
+    size = f"{len(text.encode()) / 1e6:.2f} MB".ljust(len(SIZE))
+    return text.replace(SIZE, size)
+
+
+def _part(name: str) -> str:
+    return (files("cdlm.report") / name).read_text(encoding="utf-8")
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("cdlm.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "label": label, "verdicts": probe.verdicts, "spoken": _spoken, "each": _each,
+        "range": _range,
+    }  # fmt: skip
+    return environment
+
+
+def _tiles(table: Table) -> list[str]:
+    """The scores at the head of the page: the first two, but of BLEU only the one that counts."""
+    shown = [name for name in table.metrics if name not in LESSER]
+    return shown[:3]
+
+
+def _spoken(number: float) -> str:
+    """A large number as people say it: 1.2 M."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:g}"
+
+
+def _each(seconds: float, n: int) -> str:
+    """The time for one of n."""
+    one = seconds / max(n, 1)
+    return f"{1000 * one:.3g} ms" if one < 1 else f"{one:.3g} s"
+
+
+def _range(cell: Cell) -> str:
+    """Where an interval lies on a scale that begins at 0, as CSS variables."""
+    low, high = (cell.value if it is None else it for it in (cell.low, cell.high))
+    scale = 10.0 ** math.ceil(math.log10(max(cell.value, high, 0.1)))
+    ends = {"low": low, "value": cell.value, "high": high}
+    return "; ".join(f"--{name}: {max(it, 0) / max(scale, 1):.4f}" for name, it in ends.items())
+
+
+# ---------------------------------------------------------------------------------------- figures
+
+
+def _figure(chart: Chart) -> Figure:
+    from markupsafe import Markup
+
+    xs = sorted({x for across, _ in chart.curves.values() for x in across})
+    kept = _evenly(xs, NUMBERS)
+    known = {name: dict(zip(*points, strict=True)) for name, points in chart.curves.items()}
+    rows = [[f"{x:.4g}", *(_number(it.get(x)) for it in known.values())] for x in kept]
+    return Figure(
+        chart=chart, svg=Markup(figures.svg(chart)), head=[chart.across, *known], rows=rows
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _evenly(values: Sequence[Any], most: int) -> list[Any]:
+    """At most so many of the values, the first and the last among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
+
+
+# ----------------------------------------------------------------------------------------- traces
+
+
+def _some(facts: Facts, runs: int) -> list[Trace]:
+    """All traces of a single run; of several, the first of each."""
+    found = facts.traces.traces if facts.traces else []
+    return found if runs == 1 else found[:1]
+
+
+def _shown(traces: Traces | None, trace: Trace) -> Shown:
+    assert traces
+    moments, before = [], -1
+    for step in _evenly(range(len(trace.said)), ROWS):
+        words = [
+            (word, _state(trace, place, step, before)) for place, word in enumerate(trace.said[step])
+        ]
+        moments.append(Moment(step=step, t=traces.times[step], words=words))
+        before = step
+    return Shown(
+        image_id=trace.image_id,
+        moments=moments,
+        settled=trace.settled,
+        steps=len(trace.said) - 1,
+    )
+
+
+def _state(trace: Trace, place: int, step: int, before: int) -> str:
+    """What a word is at a step, seen after the step `before`."""
+    if place >= len(trace.settled) or trace.settled[place] > step:
+        return "open"
+    return "new" if trace.settled[place] > before else "final"
+
+
+# ---------------------------------------------------------------------------- recipes, provenance
+
+
+def _recipe(facts: Facts) -> Markup:
+    """The resolved recipe, its parts told apart."""
+    from markupsafe import Markup
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import TOMLLexer
+
+    return Markup(highlight(facts.recipe.toml(), TOMLLexer(), HtmlFormatter(nowrap=True)))
+
+
+def _flat(facts: Facts) -> dict[str, str]:
+    """The recipe's values by dotted name, components whole."""
+    flat = {}
+    for name, value in facts.recipe.values().items():
+        if name in TABLES:
+            flat |= {f"{name}.{key}": toml.text(it) for key, it in value.items()}
+        elif name != "about":
+            flat[name] = toml.text(value)
+    return flat
+
+
+def _differences(runs: Sequence[Facts]) -> dict[str, list[str]]:
+    """The values of recipes that are not the same in all of these runs."""
+    flats = [_flat(facts) for facts in runs]
+    names = list(dict.fromkeys(name for flat in flats for name in flat))
+    values = {name: [flat.get(name, "") for flat in flats] for name in names}
+    return {name: it for name, it in values.items() if len(set(it)) > 1}
+
+
+def _provenance(facts: Facts) -> dict[str, str]:
+    """What is needed to repeat the run, line by line."""
+    known, git = facts.provenance, facts.provenance.get("git", {})
+    changed = git.get("changed", [])
+    lines = {
+        "run": facts.run.path.name,
+        "recipe hash": facts.recipe.hash,
+        "seed": facts.recipe.seed,
+        "started": known.get("started"),
+        "command": " ".join(["cdlm", *known.get("argv", [])[1:]]),
+        "commit": git.get("commit") or f"none: {git.get('reason', 'unknown')}",
+        "changed files": ", ".join(changed) if changed else "none" if git.get("commit") else None,
+        "weights of step": facts.summary.get("step"),
+        "sampling": _sampling(facts),
+        "versions": _pairs(known.get("versions", {})),
+        "plugins": _pairs(known.get("plugins", {})),
+        "machine": known.get("platform"),
+        "processors": known.get("cpus"),
+        "threads": known.get("threads"),
+    }
+    return {name: str(value) for name, value in lines.items() if value not in (None, "")}
+
+
+def _pairs(versions: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+
+
+def _sampling(facts: Facts) -> str:
+    if not facts.summary:
+        return ""
+    seconds, n = facts.summary["sampling_seconds"], facts.summary["n"]
+    return f"{n:,} captions in {seconds:.1f} s, {1000 * seconds / max(n, 1):.1f} ms each"

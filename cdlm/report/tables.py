@@ -1,0 +1,182 @@
+"""The table of scores: rows of runs, columns of metrics, as Markdown and as LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from cdlm.evaluate import label
+from cdlm.report.facts import Facts
+from cdlm.report.intervals import LEVEL, middle
+
+NOISE, BETTER, WORSE = "inside the noise", "better", "worse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One score of one run."""
+
+    value: float
+    low: float | None = None  # the ends of the 95 % interval; None where it is not known
+    high: float | None = None
+    gain: tuple[float, float, float] | None = None  # over the first run: value and interval
+    best: bool = False  # the highest of its column
+
+    @property
+    def verdict(self) -> str:
+        """Whether it differs from the first run's by more than the noise; "" of the first."""
+        if self.gain is None:
+            return ""
+        _, low, high = self.gain
+        return BETTER if low > 0 else WORSE if high < 0 else NOISE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run, or one group of runs."""
+
+    label: str
+    images: int
+    cells: dict[str, Cell] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Scores of rows; `metrics` names the columns in their order, `about` is what stands below."""
+
+    rows: list[Row]
+    metrics: list[str]
+    about: str
+
+
+def of_runs(runs: Sequence[Facts]) -> Table:
+    """The scores of these runs' summaries, with intervals where captions were drawn again."""
+    runs = [facts for facts in runs if facts.scores]
+    metrics = list(dict.fromkeys(name for facts in runs for name in facts.scores))
+    best = {name: max(it.scores.get(name, -1.0) for it in runs) for name in metrics}
+    rows = [
+        Row(
+            label=facts.label,
+            images=facts.summary["n"],
+            cells={
+                name: _cell(facts, runs[0], name, value, len(runs) > 1 and value == best[name])
+                for name, value in facts.scores.items()
+            },
+        )
+        for facts in runs
+    ]
+    return Table(rows=rows, metrics=metrics, about=_about(runs))
+
+
+def _cell(facts: Facts, first: Facts, name: str, value: float, best: bool) -> Cell:
+    if not (facts.draws and name in facts.draws.scores):
+        return Cell(value=value, best=best)
+    low, high = facts.draws.interval(name)
+    return Cell(value=value, low=low, high=high, gain=_gain(facts, first, name), best=best)
+
+
+def _gain(facts: Facts, first: Facts, name: str) -> tuple[float, float, float] | None:
+    """What this run has more than the first, where both captioned the same images."""
+    if facts is first or not (facts.draws and first.draws and facts.answers and first.answers):
+        return None
+    if facts.answers.image_ids != first.answers.image_ids or name not in first.draws.scores:
+        return None
+    pairs = zip(facts.draws.scores[name], first.draws.scores[name], strict=True)
+    return facts.scores[name] - first.scores[name], *middle([now - then for now, then in pairs])
+
+
+def _about(runs: Sequence[Facts]) -> str:
+    """Where the numbers come from, in a sentence or two."""
+    if not runs:
+        return ""
+    splits = sorted({f"{it.summary['split']} split of {it.recipe.one('dataset').use}" for it in runs})
+    how = sorted({it.summary.get("captions", "single sample") for it in runs})
+    known = next((it.draws for it in runs if it.draws), None)
+    said = [f"{', '.join(splits)}; {', '.join(how)}."]
+    if known:
+        said.append(
+            f"In brackets: {LEVEL:.0%} intervals, bootstrap over images ({known.count} draws); "
+            "they say nothing of another seed of training."
+        )
+    if len(runs) > 1:
+        said.append(f"Differences are to {runs[0].label}, on the same draws.")
+    return " ".join(said)
+
+
+# ------------------------------------------------------------------------------------------- text
+
+LATEX_SIGNS = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}  # fmt: skip
+ARROWS = {BETTER: r"$^{\uparrow}$", WORSE: r"$^{\downarrow}$", NOISE: r"$^{\approx}$", "": ""}
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown, with what stands below it."""
+    head, *rows = _grid(table, _markdown, lambda text: re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", text))
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", table.about, ""])
+
+
+def latex(table: Table) -> str:
+    """The table in LaTeX, for the package booktabs."""
+    head, *rows = _grid(table, _latex_cell, _latex)
+    lines = [
+        "% \\usepackage{booktabs}",
+        "\\begin{table}",
+        "\\centering",
+        f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+        "\\toprule",
+        f"{' & '.join(head)} \\\\",
+        "\\midrule",
+        *(f"{' & '.join(row)} \\\\" for row in rows),
+        "\\bottomrule",
+        "\\end{tabular}",
+        f"\\caption{{{_latex(table.about)}{_legend(table)}}}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _grid(
+    table: Table, shown: Callable[[Cell], str], escaped: Callable[[str], str]
+) -> list[list[str]]:
+    """Head and rows as texts; of a single run its metrics are the rows."""
+    names = [escaped(label(name)) for name in table.metrics]
+    cells = [
+        [shown(row.cells[name]) if name in row.cells else "n/a" for name in table.metrics]
+        for row in table.rows
+    ]
+    counts = [f"{row.images:,}" for row in table.rows]
+    if len(table.rows) == 1:
+        lines = zip(names, cells[0], counts * len(names), strict=True)
+        return [["metric", escaped(table.rows[0].label), "N"], *map(list, lines)]
+    rows = zip(table.rows, cells, counts, strict=True)
+    return [["", *names, "N"], *([escaped(row.label), *it, n] for row, it, n in rows)]
+
+
+def _markdown(cell: Cell) -> str:
+    value = f"**{cell.value:.4f}**" if cell.best else f"{cell.value:.4f}"
+    return value + _brackets(cell) + (f" ({cell.verdict})" if cell.verdict else "")
+
+
+def _brackets(cell: Cell) -> str:
+    return "" if cell.low is None else f" [{cell.low:.4f}, {cell.high:.4f}]"
+
+
+def _latex_cell(cell: Cell) -> str:
+    value = f"\\textbf{{{cell.value:.4f}}}" if cell.best else f"{cell.value:.4f}"
+    small = f" {{\\scriptsize{_brackets(cell)}}}" if cell.low is not None else ""
+    return value + ARROWS[cell.verdict] + small
+
+
+def _legend(table: Table) -> str:
+    if not any(cell.verdict for row in table.rows for cell in row.cells.values()):
+        return ""
+    return f" {', '.join(f'{ARROWS[it]} {it}' for it in (BETTER, WORSE, NOISE))}."
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX_SIGNS.get(letter, letter) for letter in text)
