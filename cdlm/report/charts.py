@@ -10,7 +10,7 @@ from cdlm.probe import WITH
 from cdlm.report.facts import Facts
 from cdlm.report.figures import Chart, Points
 
-WIDE = 15.0  # the range of values that is drawn on a logarithmic axis from here on
+WIDE = 15.0  # a loss whose largest value is so many times its least has a logarithmic axis
 MOST = 14.0  # of |log-SNR|: what is beyond is as good as clean, or as noise
 
 
@@ -45,7 +45,7 @@ def _logged(name: str, curves: dict[str, Points]) -> Chart:
         across="training step",
         up=title,
         curves=curves,
-        log_up=min(values) > 0 and max(values) / min(values) > WIDE,
+        log_up=name == "loss" and min(values) > 0 and max(values) / min(values) > WIDE,
         dots=False,
     )
 
@@ -86,6 +86,8 @@ def quality(runs: Sequence[Facts]) -> list[Chart]:
         Chart(
             name="quality-calls", title="Quality against steps", up=label(metric), log=True,
             across="network calls for one caption", curves=_quality(measured, metric, False),
+            beneath=_steps(first, metric) if len(measured) == 1 else None,
+            about="" if len(measured) > 1 else "Pale: the best with as few calls.",
         ),
         Chart(
             name="quality-time", title="Quality against time", up=label(metric), log=True,
@@ -119,6 +121,12 @@ def _best(found: Frontier, metric: str, timed: bool) -> Points:
     points = [it for it in found.best if metric in it.scores]
     xs = [1000 * it.seconds / found.images if timed else it.calls for it in points]
     return xs, [it.scores[metric] for it in points]
+
+
+def _steps(found: Frontier, metric: str) -> Points:
+    """The best with as few calls, on to the right edge."""
+    xs, ys = _best(found, metric, False)
+    return [*xs, max(it.calls for it in found.points)], [*ys, ys[-1]]
 
 
 def settling(runs: Sequence[Facts]) -> list[Chart]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIZE = (340, 232)
+SIZE = (340, 244)
 INK, GREY, HAIRLINE = "#0a0b0c", "#0a0b0d", "#0a0b0e"  # stand-ins: nobody sees these
 STAND_INS = {
     INK: "var(--ink)", GREY: "var(--grey)", HAIRLINE: "var(--line)",
@@ -44,7 +44,7 @@ class Chart:
     up: str
     curves: Mapping[str, Points]
     about: str = ""  # what stands below it
-    log: bool = False  # x by its logarithm
+    log: bool = False  # x by its logarithm, where it spans enough
     log_up: bool = False  # y too
     span: tuple[float | None, float | None] = (None, None)  # of y
     beneath: Points | None = None  # a broad pale line of steps under all curves
@@ -58,7 +58,7 @@ def svg(chart: Chart) -> str:
     from matplotlib.figure import Figure
 
     style: dict[str, Any] = {
-        "svg.fonttype": "none", "svg.hashsalt": chart.name, "font.size": 9.5,
+        "svg.fonttype": "none", "svg.hashsalt": chart.name, "font.size": 10.5,
         "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
         "text.color": INK, "axes.linewidth": 0.8, "axes.unicode_minus": True,
     }  # fmt: skip
@@ -83,23 +83,25 @@ def _draw(axes: Axes, chart: Chart) -> None:
             marker=MARKS[i % len(MARKS)] if few else "",
         )  # fmt: skip
     if chart.log:
-        _log_ticks(axes, chart)
+        _log_ticks(axes, sorted({x for xs, _ in chart.curves.values() for x in xs}))
     if chart.log_up:
         axes.set_yscale("log")
         axes.minorticks_off()
     axes.set_ylim(*chart.span)
     axes.set_xlabel(chart.across)
-    axes.set_title(chart.up, loc="left", fontsize=9.5)
+    axes.set_title(chart.up, loc="left", fontsize=10.5)
     axes.tick_params(length=3, width=0.8)
     axes.grid(color=HAIRLINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _log_ticks(axes: Axes, chart: Chart) -> None:
+def _log_ticks(axes: Axes, seen: Sequence[float]) -> None:
+    """Round numbers on a logarithmic axis, where there are some between the ends."""
+    ticks = [it for it in ROUND if seen[0] <= it <= seen[-1]]
+    if len(ticks) < 2:
+        return
     axes.set_xscale("log")
-    seen = [x for xs, _ in chart.curves.values() for x in xs]
-    ticks = [it for it in ROUND if min(seen) <= it <= max(seen)] or sorted(set(seen))
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.minorticks_off()
 
@@ -109,9 +111,9 @@ def _legend(figure: Figure, chart: Chart) -> None:
     if len(chart.curves) < 2:
         return
     longest = max(map(len, chart.curves))
-    columns = max(1, min(len(chart.curves), 54 // (longest + 7)))
+    columns = max(1, min(len(chart.curves), 52 // (longest + 7)))
     figure.legend(
-        loc="outside lower center", frameon=False, ncols=columns, fontsize=9, handlelength=2.6,
+        loc="outside lower center", frameon=False, ncols=columns, fontsize=10, handlelength=2.6,
         columnspacing=1.2, borderpad=0,
     )  # fmt: skip
 

@@ -57,30 +57,29 @@ class Group:
 def groups(runs: Sequence[Facts], seed: int) -> list[Group]:
     """The best, the worst and random images of those that all these runs captioned.
 
-    Best and worst: by the first metric's verdicts, then by the mean over runs of sentence BLEU-4;
-    of equals some at random. Why pictures are missing is noted in the first run's facts.
+    Best and worst are of those that were not drawn, by the first metric's verdicts, then by the
+    mean over runs of sentence BLEU-4; of equals some at random. Why pictures are missing is noted in the first run's facts.
     """
     runs = [facts for facts in runs if facts.answers]
     ids = _common(runs)
     if not ids:
         return []
     known = [_captions(facts, ids) for facts in runs]
-    order = ids[:]
-    random.Random(seed).shuffle(order)
-    drawn = sorted(order[:EACH])
-    order.sort(key=lambda it: _worth([captions[it] for captions in known]), reverse=True)
-    best, worst = order[:EACH], [it for it in order[::-1][:EACH] if it not in order[:EACH]]
+    order = random.Random(seed).sample(ids, len(ids))
+    drawn, rest = sorted(order[:EACH]), order[EACH:]
+    rest.sort(key=lambda it: _worth([captions[it] for captions in known]), reverse=True)
+    best, worst = rest[:EACH], rest[EACH:][-EACH:][::-1]
     pictures = _pictures(runs[0], {*drawn, *best, *worst})
-    by = "by the mean of the runs" if len(runs) > 1 else "by its verdict and sentence BLEU-4"
+    by = "by verdict, then sentence BLEU-4" + (", mean of the runs" if len(runs) > 1 else "")
 
     def group(title: str, about: str, chosen: list[str]) -> Group:
         cards = [_card(runs[0], it, pictures, [captions[it] for captions in known]) for it in chosen]
         return Group(title=title, about=about, cards=cards)
 
     made = [
-        group("Random", f"drawn by seed {seed}: what to expect", drawn),
-        group("Best", f"{by}; of equals, some at random", best),
-        group("Worst", f"{by}; the worst first", worst),
+        group("Random", f"drawn with seed {seed}", drawn),
+        group("Best", f"of the others, {by}; of equals some at random", best),
+        group("Worst", f"of the others, the worst first", worst),
     ]
     return [it for it in made if it.cards]
 

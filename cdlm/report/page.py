@@ -24,8 +24,8 @@ from cdlm.report.trace import Trace, Traces
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-ROWS = 10  # of a trace, and the most that stand under a figure: evenly chosen ones
-NUMBERS = 30
+ROWS = 12  # of a trace, at most; of more, evenly chosen ones
+NUMBERS = 30  # rows of numbers under a figure
 DIFF = 20_000  # letters of uncommitted changes; the run's provenance has all
 SIGNS = {BETTER: "▲", WORSE: "▼", NOISE: "≈"}  # beside words: never alone
 SIZE = "00000000"  # stands for the page's size until it is known
@@ -85,6 +85,8 @@ def page(runs: Sequence[Facts], title: str, command: str) -> str:
         marked=any(it is not None for facts in runs for it in facts.verdicts),
         missing=[(it.label, what, why) for it in runs for what, why in it.missing.items()],
         tiles=_tiles(table),
+        asked=(probe.WITH, probe.WITHOUT, probe.NEAREST),
+        restored=probe.SHARE,
         signs=SIGNS,
         most_diff=DIFF,
         traces=[(it, _shown(it.traces, trace)) for it in runs for trace in _some(it, len(runs))],
@@ -118,7 +120,7 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "label": label, "verdicts": probe.verdicts, "spoken": _spoken, "each": _each,
+        "label": label, "till": probe.till, "spoken": _spoken, "each": _each,
         "range": _range,
     }  # fmt: skip
     return environment
@@ -190,7 +192,9 @@ def _some(facts: Facts, runs: int) -> list[Trace]:
 def _shown(traces: Traces | None, trace: Trace) -> Shown:
     assert traces
     moments, before = [], -1
-    for step in _evenly(range(len(trace.said)), ROWS):
+    said = trace.said
+    news = [i for i in range(len(said)) if i in (0, len(said) - 1) or said[i] != said[i - 1]]
+    for step in _evenly(news, ROWS):
         words = [
             (word, _state(trace, place, step, before)) for place, word in enumerate(trace.said[step])
         ]

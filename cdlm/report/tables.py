@@ -93,7 +93,7 @@ def _about(runs: Sequence[Facts]) -> str:
     splits = sorted({f"{it.summary['split']} split of {it.recipe.one('dataset').use}" for it in runs})
     how = sorted({it.summary.get("captions", "single sample") for it in runs})
     known = next((it.draws for it in runs if it.draws), None)
-    said = [f"{', '.join(splits)}; {', '.join(how)}."]
+    said = [f"{', '.join(splits)}; {', '.join(how)}.".capitalize()]
     if known:
         said.append(
             f"In brackets: {LEVEL:.0%} intervals, bootstrap over images ({known.count} draws); "
