@@ -139,7 +139,7 @@ def settling(runs: Sequence[Facts]) -> list[Chart]:
     }
     return [
         Chart(
-            name="settling", title="When words settle", across="steps taken",
+            name="settling", title="When words settle", across="steps taken", whole=True,
             up="share of words that no longer change", curves=curves, span=(0, 1.03),
         )
     ]  # fmt: skip

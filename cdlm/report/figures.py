@@ -45,6 +45,7 @@ class Chart:
     curves: Mapping[str, Points]
     about: str = ""  # what stands below it
     log: bool = False  # x by its logarithm, where it spans enough
+    whole: bool = False  # x counts something
     log_up: bool = False  # y too
     span: tuple[float | None, float | None] = (None, None)  # of y
     beneath: Points | None = None  # a broad pale line of steps under all curves
@@ -57,7 +58,7 @@ def svg(chart: Chart) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style: dict[str, Any] = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": chart.name, "font.size": 10.5,
         "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
         "text.color": INK, "axes.linewidth": 0.8, "axes.unicode_minus": True,
@@ -73,6 +74,8 @@ def svg(chart: Chart) -> str:
 
 
 def _draw(axes: Axes, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     if chart.beneath:
         axes.step(*chart.beneath, where="post", color=HAIRLINE, linewidth=7, zorder=0)
     for i, (name, (xs, ys)) in enumerate(chart.curves.items()):
@@ -82,6 +85,8 @@ def _draw(axes: Axes, chart: Chart) -> None:
             linestyle=DASHES[i // 2 % len(DASHES)], markersize=3.6,
             marker=MARKS[i % len(MARKS)] if few else "",
         )  # fmt: skip
+    if chart.whole:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if chart.log:
         _log_ticks(axes, sorted({x for xs, _ in chart.curves.values() for x in xs}))
     if chart.log_up:
@@ -112,10 +117,12 @@ def _legend(figure: Figure, chart: Chart) -> None:
         return
     longest = max(map(len, chart.curves))
     columns = max(1, min(len(chart.curves), 52 // (longest + 7)))
-    figure.legend(
+    legend = figure.legend(
         loc="outside lower center", frameon=False, ncols=columns, fontsize=10, handlelength=2.6,
         columnspacing=1.2, borderpad=0,
     )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # names of runs are no formulas
 
 
 # ------------------------------------------------------------------------------------ for the page
@@ -135,8 +142,8 @@ def _inlined(text: str, chart: Chart) -> str:
             defs.remove(style)
     for element in root.iter():
         _own_ids(element, chart.name)
-        if style := element.get("style"):
-            element.set("style", re.sub(r"font-family:[^;]*;", "", style))  # the page's own type
+        if font := element.get("style"):
+            element.set("style", re.sub(r"font-family:[^;]*;", "", font))  # the page's own type
     root.attrib.update({"role": "img", "aria-label": _in_words(chart)})
     del root.attrib["width"], root.attrib["height"]
     return ElementTree.tostring(root, encoding="unicode")

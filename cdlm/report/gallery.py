@@ -58,7 +58,8 @@ def groups(runs: Sequence[Facts], seed: int) -> list[Group]:
     """The best, the worst and random images of those that all these runs captioned.
 
     Best and worst are of those that were not drawn, by the first metric's verdicts, then by the
-    mean over runs of sentence BLEU-4; of equals some at random. Why pictures are missing is noted in the first run's facts.
+    mean over runs of sentence BLEU-4; of equals some at random. Where pictures
+    are missing, the first run's facts then say why.
     """
     runs = [facts for facts in runs if facts.answers]
     ids = _common(runs)
@@ -72,16 +73,20 @@ def groups(runs: Sequence[Facts], seed: int) -> list[Group]:
     pictures = _pictures(runs[0], {*drawn, *best, *worst})
     by = "by verdict, then sentence BLEU-4" + (", mean of the runs" if len(runs) > 1 else "")
 
-    def group(title: str, about: str, chosen: list[str]) -> Group:
-        cards = [_card(runs[0], it, pictures, [captions[it] for captions in known]) for it in chosen]
-        return Group(title=title, about=about, cards=cards)
-
+    cards = {
+        it: _card(runs[0], it, pictures, [captions[it] for captions in known])
+        for it in (*drawn, *best, *worst)
+    }
     made = [
-        group("Random", f"drawn with seed {seed}", drawn),
-        group("Best", f"of the others, {by}; of equals some at random", best),
-        group("Worst", f"of the others, the worst first", worst),
+        ("Random", f"drawn with seed {seed}", drawn),
+        ("Best", f"of the others, {by}; of equals some at random", best),
+        ("Worst", "of the others, the worst first", worst),
     ]
-    return [it for it in made if it.cards]
+    return [
+        Group(title=title, about=about, cards=[cards[it] for it in chosen])
+        for title, about, chosen in made
+        if chosen
+    ]
 
 
 def _common(runs: Sequence[Facts]) -> list[str]:
@@ -118,9 +123,7 @@ def _worth(captions: Sequence[Caption]) -> tuple[float, float]:
     return right / len(captions), sum(it.bleu for it in captions) / len(captions)
 
 
-def _card(
-    facts: Facts, image_id: str, pictures: dict[str, str], captions: list[Caption]
-) -> Card:
+def _card(facts: Facts, image_id: str, pictures: dict[str, str], captions: list[Caption]) -> Card:
     assert facts.answers
     row = facts.answers.image_ids.index(image_id)
     return Card(

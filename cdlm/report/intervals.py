@@ -39,9 +39,7 @@ class Draws:
         return middle(self.scores[name])
 
 
-def draw(
-    metrics: Sequence[Metric], answers: Answers, samples: str, tell: Tell = silent
-) -> Draws:
+def draw(metrics: Sequence[Metric], answers: Answers, samples: str, tell: Tell = silent) -> Draws:
     """Score DRAWS draws of these images. Equal calls give equal draws."""
     rng, images = np.random.default_rng(0), len(answers.captions)
     scores: dict[str, list[float]] = {}

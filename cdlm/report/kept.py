@@ -18,7 +18,7 @@ from cdlm.protocols import Metric
 from cdlm.records import Answers
 from cdlm.report import intervals, trace
 from cdlm.report.intervals import Draws
-from cdlm.report.trace import Trace, Traces
+from cdlm.report.trace import Traces
 from cdlm.run import Job, choose_device
 from cdlm.rundir import RunDir
 

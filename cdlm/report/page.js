@@ -28,7 +28,7 @@ function chosen(source) {
   return document.execCommand("copy");
 }
 
-// Paper can't be clicked: recipes are printed, whether open or not.
+// Paper can't be clicked: recipes and provenance are printed, whether open or not.
 addEventListener("beforeprint", () => {
-  for (const it of document.querySelectorAll("details.recipe")) it.open = true;
+  for (const it of document.querySelectorAll("details.printed")) it.open = true;
 });

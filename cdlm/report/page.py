@@ -18,7 +18,7 @@ from cdlm.recipe import TABLES
 from cdlm.report import charts, figures, gallery, tables
 from cdlm.report.facts import Facts
 from cdlm.report.figures import Chart
-from cdlm.report.tables import BETTER, NOISE, WORSE, Cell, Table
+from cdlm.report.tables import Cell, Table
 from cdlm.report.trace import Trace, Traces
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 ROWS = 12  # of a trace, at most; of more, evenly chosen ones
 NUMBERS = 30  # rows of numbers under a figure
 DIFF = 20_000  # letters of uncommitted changes; the run's provenance has all
-SIGNS = {BETTER: "▲", WORSE: "▼", NOISE: "≈"}  # beside words: never alone
 SIZE = "00000000"  # stands for the page's size until it is known
 
 
@@ -87,7 +86,6 @@ def page(runs: Sequence[Facts], title: str, command: str) -> str:
         tiles=_tiles(table),
         asked=(probe.WITH, probe.WITHOUT, probe.NEAREST),
         restored=probe.SHARE,
-        signs=SIGNS,
         most_diff=DIFF,
         traces=[(it, _shown(it.traces, trace)) for it in runs for trace in _some(it, len(runs))],
         differences=_differences(runs),
@@ -195,9 +193,7 @@ def _shown(traces: Traces | None, trace: Trace) -> Shown:
     said = trace.said
     news = [i for i in range(len(said)) if i in (0, len(said) - 1) or said[i] != said[i - 1]]
     for step in _evenly(news, ROWS):
-        words = [
-            (word, _state(trace, place, step, before)) for place, word in enumerate(trace.said[step])
-        ]
+        words = [(it, _state(trace, place, step, before)) for place, it in enumerate(said[step])]
         moments.append(Moment(step=step, t=traces.times[step], words=words))
         before = step
     return Shown(
@@ -230,7 +226,7 @@ def _recipe(facts: Facts) -> Markup:
 
 def _flat(facts: Facts) -> dict[str, str]:
     """The recipe's values by dotted name, components whole."""
-    flat = {}
+    flat: dict[str, str] = {}
     for name, value in facts.recipe.values().items():
         if name in TABLES:
             flat |= {f"{name}.{key}": toml.text(it) for key, it in value.items()}

@@ -10,26 +10,26 @@ from cdlm.evaluate import label
 from cdlm.report.facts import Facts
 from cdlm.report.intervals import LEVEL, middle
 
-NOISE, BETTER, WORSE = "inside the noise", "better", "worse"
+HIGHER, LOWER, NOISE = "higher", "lower", "inside the noise"
+SIGNS = {HIGHER: "▲", LOWER: "▼", NOISE: "≈"}
+ARROWS = {"▲": r"\uparrow", "▼": r"\downarrow", "≈": r"\approx"}  # the same in LaTeX
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One score of one run."""
+    """One score of one row."""
 
     value: float
     low: float | None = None  # the ends of the 95 % interval; None where it is not known
     high: float | None = None
-    gain: tuple[float, float, float] | None = None  # over the first run: value and interval
+    gain: float | None = None  # over the row that the others are compared with
+    verdict: str = ""  # what of that is more than noise; "" where nothing is compared
     best: bool = False  # the highest of its column
 
     @property
-    def verdict(self) -> str:
-        """Whether it differs from the first run's by more than the noise; "" of the first."""
-        if self.gain is None:
-            return ""
-        _, low, high = self.gain
-        return BETTER if low > 0 else WORSE if high < 0 else NOISE
+    def sign(self) -> str:
+        """The verdict as a sign: never shown without the word."""
+        return next((it for word, it in SIGNS.items() if self.verdict.startswith(word)), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,27 +73,30 @@ def _cell(facts: Facts, first: Facts, name: str, value: float, best: bool) -> Ce
     if not (facts.draws and name in facts.draws.scores):
         return Cell(value=value, best=best)
     low, high = facts.draws.interval(name)
-    return Cell(value=value, low=low, high=high, gain=_gain(facts, first, name), best=best)
+    gain, verdict = _gain(facts, first, name)
+    return Cell(value=value, low=low, high=high, gain=gain, verdict=verdict, best=best)
 
 
-def _gain(facts: Facts, first: Facts, name: str) -> tuple[float, float, float] | None:
+def _gain(facts: Facts, first: Facts, name: str) -> tuple[float | None, str]:
     """What this run has more than the first, where both captioned the same images."""
     if facts is first or not (facts.draws and first.draws and facts.answers and first.answers):
-        return None
+        return None, ""
     if facts.answers.image_ids != first.answers.image_ids or name not in first.draws.scores:
-        return None
+        return None, ""
     pairs = zip(facts.draws.scores[name], first.draws.scores[name], strict=True)
-    return facts.scores[name] - first.scores[name], *middle([now - then for now, then in pairs])
+    low, high = middle([now - then for now, then in pairs])
+    verdict = HIGHER if low > 0 else LOWER if high < 0 else NOISE
+    return facts.scores[name] - first.scores[name], verdict
 
 
 def _about(runs: Sequence[Facts]) -> str:
     """Where the numbers come from, in a sentence or two."""
     if not runs:
         return ""
-    splits = sorted({f"{it.summary['split']} split of {it.recipe.one('dataset').use}" for it in runs})
-    how = sorted({it.summary.get("captions", "single sample") for it in runs})
+    data = {f"{it.summary['split']} split of {it.recipe.one('dataset').use}" for it in runs}
+    how = {it.summary["captions"] for it in runs}
     known = next((it.draws for it in runs if it.draws), None)
-    said = [f"{', '.join(splits)}; {', '.join(how)}.".capitalize()]
+    said = [f"{', '.join(sorted(data))}; {', '.join(sorted(how))}.".capitalize()]
     if known:
         said.append(
             f"In brackets: {LEVEL:.0%} intervals, bootstrap over images ({known.count} draws); "
@@ -110,12 +113,11 @@ LATEX_SIGNS = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }  # fmt: skip
-ARROWS = {BETTER: r"$^{\uparrow}$", WORSE: r"$^{\downarrow}$", NOISE: r"$^{\approx}$", "": ""}
 
 
 def markdown(table: Table) -> str:
     """The table in Markdown, with what stands below it."""
-    head, *rows = _grid(table, _markdown, lambda text: re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", text))
+    head, *rows = _grid(table, _markdown_cell, _markdown)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", table.about, ""])
 
@@ -157,7 +159,11 @@ def _grid(
     return [["", *names, "N"], *([escaped(row.label), *it, n] for row, it, n in rows)]
 
 
-def _markdown(cell: Cell) -> str:
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", text)
+
+
+def _markdown_cell(cell: Cell) -> str:
     value = f"**{cell.value:.4f}**" if cell.best else f"{cell.value:.4f}"
     return value + _brackets(cell) + (f" ({cell.verdict})" if cell.verdict else "")
 
@@ -169,13 +175,14 @@ def _brackets(cell: Cell) -> str:
 def _latex_cell(cell: Cell) -> str:
     value = f"\\textbf{{{cell.value:.4f}}}" if cell.best else f"{cell.value:.4f}"
     small = f" {{\\scriptsize{_brackets(cell)}}}" if cell.low is not None else ""
-    return value + ARROWS[cell.verdict] + small
+    sign = f"$^{{{ARROWS[cell.sign]}}}$" if cell.sign else ""
+    return value + sign + small
 
 
 def _legend(table: Table) -> str:
-    if not any(cell.verdict for row in table.rows for cell in row.cells.values()):
-        return ""
-    return f" {', '.join(f'{ARROWS[it]} {it}' for it in (BETTER, WORSE, NOISE))}."
+    signs = {cell.sign for row in table.rows for cell in row.cells.values()}
+    said = [f"${ARROWS[sign]}$ {word}" for word, sign in SIGNS.items() if sign in signs]
+    return f" {', '.join(said)}." if said else ""
 
 
 def _latex(text: str) -> str:

@@ -79,7 +79,7 @@ def _states(parts: Parts, rows: Tensor, seed: int, tell: Tell) -> tuple[list[flo
     keep = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     condition = Condition(features=rows, keep=keep)
     mask = to_possible(parts, parts.length.draw(condition, rng))
-    times, said, steps = [], [], parts.sampler.steps
+    times, said, steps = list[float](), list[Tensor](), parts.sampler.steps
     for state in sample(parts, condition, mask, steps, rng):
         tell("tracing", len(said), steps, f"t = {state.t:.2f}")
         times.append(float(state.t))
