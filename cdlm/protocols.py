@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Noised,
         State,
         Stream,
+        Tally,
     )
 
 Denoise = Callable[["Tensor", float], "Estimate"]
@@ -141,6 +142,9 @@ class Metric(Protocol):
 
     def __call__(self, answers: Answers) -> dict[str, float]:
         """-> {name: value}; higher is better unless the docstring says otherwise."""
+
+    def tally(self, answers: Answers) -> Tally | None:
+        """What each image adds to these scores; None where they are no function of a sum."""
 
     def marks(self, answers: Answers) -> list[bool] | None:
         """Each caption's own verdict, or None where the metric has none."""
@@ -316,3 +320,29 @@ class Selection(Protocol):
         self, candidates: list[list[str]], features: Tensor, encoder: Encoder
     ) -> list[int]:
         """The candidates of each image, features B N C -> the position of the chosen one."""
+
+
+# --------------------------------------------------------------------------------------- studies
+
+
+class Running(Protocol):
+    """A process that a launcher has started."""
+
+    def code(self) -> int | None:
+        """Its exit code; None while it waits or runs."""
+
+    def stop(self) -> None:
+        """Ask it to end, with time to save what it has. Does not wait; nothing, if it has ended."""
+
+
+class Launcher(Protocol):
+    """kind `launcher`: starts the points of a study, on this machine or elsewhere.
+
+    Wherever that is, the same folders have to be there under the same paths.
+    """
+
+    def start(self, command: Sequence[str], log: Path) -> Running:
+        """Start a process in the current folder; what it prints goes into `log`. Does not wait.
+
+        Raises CdlmError where it can't be started.
+        """

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy import ndarray
     from torch import Tensor
 
     from cdlm.protocols import Embedding, Guidance, Length, Schedule
@@ -151,6 +152,18 @@ class Answers:
     captions: list[str]
     references: list[list[str]]
     truths: list[Any]  # what the dataset knows of each image beyond its captions, or None
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What each image adds to the scores of a split; the scores are a function of the sum."""
+
+    rows: ndarray  # images K, float64
+    score: Callable[[ndarray], dict[str, ndarray]]  # sums ... K -> {name: ...}
+
+    def total(self) -> dict[str, float]:
+        """The scores of all images."""
+        return {name: float(value) for name, value in self.score(self.rows.sum(0)).items()}
 
 
 @dataclass(frozen=True, kw_only=True)

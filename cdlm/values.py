@@ -28,3 +28,4 @@ Above0 = Annotated[float, Gt(0)]
 AnyDataset = Annotated[
     Any, Of("dataset")
 ]  # { use = "flickr8k", ... }; the class gets the built one
+AnyLauncher = Annotated[Any, Of("launcher")]

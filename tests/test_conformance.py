@@ -166,6 +166,8 @@ test_cider_d = conformance("metric", "cider_d")
 test_exact_match = conformance("metric", "exact_match")
 test_true_caption = conformance("metric", "true_caption")
 
+test_local = conformance("launcher", "local")
+
 # ---------------------------------------------------------------------- what needs files of its own
 
 

@@ -20,10 +20,11 @@ from cdlm.registry import KINDS, Entry
 ROOT = Path(cdlm.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 SPINE = (
-    "cdlm", "cdlm.charts", "cdlm.cli", "cdlm.describe", "cdlm.doctor", "cdlm.errors",
-    "cdlm.layers", "cdlm.parts", "cdlm.places", "cdlm.plugins", "cdlm.progress", "cdlm.protocols",
-    "cdlm.recipe", "cdlm.records", "cdlm.registry", "cdlm.rundir", "cdlm.schema", "cdlm.signature",
-    "cdlm.toml", "cdlm.values",
+    "cdlm", "cdlm.board", "cdlm.charts", "cdlm.cli", "cdlm.compare", "cdlm.conduct",
+    "cdlm.describe", "cdlm.doctor", "cdlm.errors", "cdlm.layers", "cdlm.outcome", "cdlm.parts",
+    "cdlm.places", "cdlm.plugins", "cdlm.progress", "cdlm.protocols", "cdlm.recipe",
+    "cdlm.records", "cdlm.registry", "cdlm.rundir", "cdlm.schema", "cdlm.signature", "cdlm.stop",
+    "cdlm.study", "cdlm.toml", "cdlm.values",
 )  # fmt: skip
 HEAVY = (
     "torch",
@@ -104,7 +105,7 @@ def test_the_spine_is_all_that_is_not_flow_parts_or_kernels() -> None:
     spine = {name.removeprefix("cdlm.") for name in SPINE}
     others = {path.stem for path in ROOT.glob("*.py")} - spine - {"__init__"}
     assert others == {
-        "captioner", "checkpoint", "checkup", "compose", "data", "evaluate", "features",
+        "captioner", "checkpoint", "checkup", "compose", "data", "estimate", "evaluate", "features",
         "frontier", "gallery", "network", "pretrain", "probe", "run", "sample", "train",
     }  # fmt: skip
 

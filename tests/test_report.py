@@ -14,12 +14,15 @@ import torch
 from conftest import Command, Finished
 
 from cdlm import report as reports
+from cdlm.compare import HIGHER, LOWER, SAME
+from cdlm.compose import metrics
 from cdlm.errors import CdlmError
+from cdlm.evaluate import evaluate
 from cdlm.report import figures, gallery, kept, page, tables
 from cdlm.report.facts import Facts, gather, labels
 from cdlm.report.figures import Chart
 from cdlm.report.kept import Kept
-from cdlm.report.tables import HIGHER, LOWER, NOISE, Cell, Row, Table
+from cdlm.report.tables import Cell, Row, Table
 from cdlm.report.trace import settling, up_to_end
 from cdlm.run import Job
 from cdlm.rundir import SAMPLES, RunDir
@@ -172,7 +175,10 @@ def test_the_command_writes_the_formats_that_were_asked_for(run: Path, cdlm: Com
     assert said.code == 0, said.err
     assert "left out of tiny: denoising trace: it has not been measured yet" in said.err
     assert f"report: {run / 'report' / 'report.tex'}" in said.out
-    assert sorted(it.name for it in (run / "report").glob("report.*")) == ["report.md", "report.tex"]
+    assert sorted(it.name for it in (run / "report").glob("report.*")) == [
+        "report.md",
+        "report.tex",
+    ]
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path, cdlm: Command) -> None:
@@ -206,33 +212,29 @@ def test_a_trace_ends_in_the_caption_that_the_run_wrote_down(measured: Path) -> 
 # ----------------------------------------------------------------------------------------- tables
 
 
-def with_captions(facts: Facts, captions: list[str]) -> Facts:
-    """These facts, as if this had been said."""
+def saying(facts: Facts, captions: list[str]) -> Facts:
+    """These facts, as if this had been said by another run."""
     assert facts.answers
+    other = shutil.copytree(facts.run.path, facts.run.path.parent / "other")
     answers = replace(facts.answers, captions=captions)
-    draws = Kept(facts.run, "cpu", True, False).draws(
-        page_metrics(facts), answers, str(hash(tuple(captions)))
-    )
-    return replace(facts, answers=answers, draws=draws, label="other")
-
-
-def page_metrics(facts: Facts) -> list:
-    from cdlm.compose import metrics
-
-    return metrics(facts.recipe)
+    judges = metrics(facts.recipe)
+    scores = {score.name: score.value for score in evaluate(judges, answers)}
+    draws = Kept(RunDir(other), "cpu", True, False).draws(judges, answers)
+    summary = facts.summary | {"scores": scores}
+    return replace(facts, run=RunDir(other), answers=answers, draws=draws, summary=summary)
 
 
 def test_a_difference_counts_where_it_is_larger_than_the_noise(run: Path) -> None:
     facts = of(run)
     assert facts.answers
-    right = with_captions(facts, [texts[0] for texts in facts.answers.references])
+    right = saying(facts, [texts[0] for texts in facts.answers.references])
     first, second = tables.of_runs([facts, right]).rows
     assert first.cells["bleu_4"].verdict == ""
-    assert second.cells["bleu_4"].verdict == HIGHER
-    back = tables.of_runs([right, replace(facts, label="back")]).rows[1]
-    assert back.cells["bleu_4"].verdict == LOWER
-    same = tables.of_runs([facts, replace(facts, label="same")]).rows[1]
-    assert same.cells["bleu_4"].verdict == NOISE and same.cells["bleu_4"].gain == 0
+    assert second.cells["bleu_4"].verdict == f"{HIGHER}, of one seed"
+    assert second.cells["bleu_4"].sign == "▲"
+    assert tables.of_runs([right, facts]).rows[1].cells["bleu_4"].verdict.startswith(LOWER)
+    same = tables.of_runs([facts, replace(facts)]).rows[1].cells["bleu_4"]
+    assert same.verdict == SAME and same.gain == 0
 
 
 TABLE = Table(

@@ -144,6 +144,9 @@ BUILT_IN = {
         "exact_match": "cdlm.parts.metrics:ExactMatch",
         "true_caption": "cdlm.parts.datasets.shapes.dataset:TrueCaption",
     },
+    "launcher": {
+        "local": "cdlm.parts.launchers:Local",
+    },
 }
 
 

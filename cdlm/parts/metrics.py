@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
+import numpy as np
+
 from cdlm.errors import DataError
-from cdlm.records import Answers
+from cdlm.records import Answers, Tally
 from cdlm.values import Positive
 
 # ---------------------------------------------------------------------------------------- tokens
@@ -155,8 +157,36 @@ class Bleu:
         corpus, _ = scorer.compute_score(option="closest", verbose=0)
         return {f"bleu_{n}": float(score) for n, score in enumerate(corpus, start=1)}
 
+    def tally(self, answers: Answers) -> Tally:
+        """Of each image, for n = 1 to 4, the n-grams that are right and all; then both lengths."""
+        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+        scorer = BleuScorer(n=4)
+        for caption, references in _pairs(answers):
+            scorer += (caption, references)
+        rows = []
+        for said in scorer.ctest:
+            near = min(said["reflen"], key=lambda r: (abs(r - said["testlen"]), r))
+            rows.append([*said["correct"], *said["guess"], said["testlen"], near])
+        return Tally(np.array(rows, dtype=np.float64), _bleu_of)
+
     def marks(self, answers: Answers) -> None:
         """It gives no verdict on a single caption."""
+
+
+def _bleu_of(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """BLEU-1 to 4 of summed counts ... 10, with coco-caption's tiny numbers against zeros."""
+    right, all_ = sums[..., :4] + 1e-15, sums[..., 4:8] + 1e-9
+    means = np.exp(np.cumsum(np.log(right / all_), -1) / np.arange(1, 5))
+    ratio = (sums[..., 8] + 1e-15) / (sums[..., 9] + 1e-9)
+    brevity = np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)
+    return {f"bleu_{n}": means[..., n - 1] * brevity for n in range(1, 5)}
+
+
+def _mean(name: str, values: list[float]) -> Tally:
+    """A score that is the mean of a number for each image."""
+    rows = np.array([[value, 1.0] for value in values], dtype=np.float64)
+    return Tally(rows, lambda sums: {name: sums[..., 0] / sums[..., 1]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +226,9 @@ class BatchBleu:
             ]
             scores.append(_bleu_4(said, truth))
         return {"batch_bleu_4": sum(scores) / len(scores)}
+
+    def tally(self, answers: Answers) -> None:
+        """A caption counts by the batch that it stands in."""
 
     def marks(self, answers: Answers) -> None:
         """It gives no verdict on a single caption."""
@@ -253,12 +286,16 @@ class RougeL:
     needs: ClassVar[set[str]] = set()
 
     def __call__(self, answers: Answers) -> dict[str, float]:
+        return self.tally(answers).total()
+
+    def tally(self, answers: Answers) -> Tally:
+        """Each caption's F-score."""
         from pycocoevalcap.rouge.rouge import Rouge
 
         score = Rouge().calc_score
         # The scorer takes an empty caption for one empty word, which an empty reference matches.
         scores = [score([c], references) if c else 0.0 for c, references in _pairs(answers)]
-        return {"rouge_l": float(sum(scores) / len(scores))}
+        return _mean("rouge_l", scores)
 
     def marks(self, answers: Answers) -> None:
         """It gives no verdict on a single caption."""
@@ -280,6 +317,10 @@ class CiderD:
     needs: ClassVar[set[str]] = set()
 
     def __call__(self, answers: Answers) -> dict[str, float]:
+        return self.tally(answers).total()
+
+    def tally(self, answers: Answers) -> Tally:
+        """Each caption's likeness; document frequencies stay those of all images."""
         from pycocoevalcap.cider.cider_scorer import CiderScorer
 
         scorer = CiderScorer(n=4, sigma=6.0)
@@ -287,9 +328,8 @@ class CiderD:
         for caption, references in pairs:
             scorer += (caption, references)
         if not any(any(references) for _, references in pairs):  # the scorer has no answer to this
-            return {"cider_d": 0.0}
-        score, _ = scorer.compute_score()
-        return {"cider_d": float(score)}
+            return _mean("cider_d", [0.0] * len(pairs))
+        return _mean("cider_d", list(scorer.compute_score()[1]))
 
     def marks(self, answers: Answers) -> None:
         """It gives no verdict on a single caption."""
@@ -307,8 +347,12 @@ class ExactMatch:
     needs: ClassVar[set[str]] = set()
 
     def __call__(self, answers: Answers) -> dict[str, float]:
+        return self.tally(answers).total()
+
+    def tally(self, answers: Answers) -> Tally:
+        """1 for each caption that equals a reference."""
         hits = [caption != "" and caption in references for caption, references in _pairs(answers)]
-        return {"exact_match": sum(hits) / len(hits)}
+        return _mean("exact_match", [float(hit) for hit in hits])
 
     def marks(self, answers: Answers) -> None:
         """It gives no verdict on a single caption: another wording may be as right."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cdlm.evaluate import label
 from cdlm.frontier import Frontier
+from cdlm.outcome import Record
 from cdlm.probe import WITH
 from cdlm.report.facts import Facts
 from cdlm.report.figures import Chart, Points
@@ -127,6 +128,21 @@ def _steps(found: Frontier, metric: str) -> Points:
     """The best with as few calls, on to the right edge."""
     xs, ys = _best(found, metric, False)
     return [*xs, max(it.calls for it in found.points)], [*ys, ys[-1]]
+
+
+def cost(study: Record) -> list[Chart]:
+    """Of a study each point's first score against the time for a caption, means over seeds."""
+    metric = study["scores"][0]
+    points: dict[str, Points] = {
+        row["label"]: ([1000 * row["time"]["seconds_per_caption"]], [row["scores"][metric]["mean"]])
+        for row in study["rows"]
+        if metric in row["scores"] and row["time"]["seconds_per_caption"] is not None
+    }
+    chart = Chart(
+        name="cost", title="Every point of the study", up=label(metric), curves=points,
+        across="milliseconds for one caption", log=True,
+    )  # fmt: skip
+    return [chart] if points else []
 
 
 def settling(runs: Sequence[Facts]) -> list[Chart]:

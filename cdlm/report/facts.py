@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, TypeVar
 
-from cdlm import checkpoint, rundir
+from cdlm import checkpoint
 from cdlm import recipe as recipes
+from cdlm.compare import Draws
 from cdlm.compose import dataset, metrics
 from cdlm.errors import CdlmError
 from cdlm.evaluate import marks
@@ -19,14 +17,12 @@ from cdlm.probe import Probe
 from cdlm.protocols import Metric, Split
 from cdlm.recipe import Recipe
 from cdlm.records import Answers
-from cdlm.report.intervals import Draws
 from cdlm.report.kept import Kept
 from cdlm.report.trace import Traces
 from cdlm.rundir import METRICS, SAMPLES, RunDir
 
 Curve = tuple[list[int], list[float]]  # steps, values
 Found = TypeVar("Found")
-log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -51,18 +47,21 @@ class Facts:
 
     @property
     def scores(self) -> dict[str, float]:
-        """What the run's summary says; empty where it has not been evaluated."""
-        return self.summary.get("scores", {})
+        """What the run's summary says, less what was not finite; {} where it was not evaluated."""
+        return {k: it for k, it in self.summary.get("scores", {}).items() if it is not None}
 
 
-def gather(run: RunDir, label: str, kept: Kept) -> Facts:
-    """Read a run, and measure what is not measured yet. Raises CdlmError where it is no run."""
+def gather(run: RunDir, label: str, kept: Kept, frontier: bool = True) -> Facts:
+    """Read a run, and measure what is not measured yet. Raises CdlmError where it is no run.
+
+    frontier: whether to try every sampler, which takes longest; else as `cdlm frontier` left it.
+    """
     place = str(run.recipe)
     facts = Facts(
         label=label,
         run=run,
         recipe=recipes.loads(run.recipe_text(), run.path.parent.name, place=place),
-        provenance=json.loads((run.path / rundir.PROVENANCE).read_bytes()),
+        provenance=run.provenance(),
         curves=_curves(run),
     )
     if not facts.curves:
@@ -70,7 +69,8 @@ def gather(run: RunDir, label: str, kept: Kept) -> Facts:
     _read_answers(facts, kept)
     facts.weights = _try(facts, "number of weights", lambda: _weights(run)) or 0
     facts.probe = _try(facts, "restoration curve", kept.probe)
-    facts.frontier = _try(facts, "quality against steps", kept.frontier)
+    if frontier or kept.has_frontier:
+        facts.frontier = _try(facts, "quality against steps", kept.frontier)
     facts.traces = _try(facts, "denoising trace", kept.traces)
     return facts
 
@@ -128,15 +128,15 @@ def _read_answers(facts: Facts, kept: Kept) -> None:
         references=[it["references"] for it in records],
         truths=[split.truths[rows[it["image_id"]]] if split and known else None for it in records],
     )
-    _judge(facts, kept, sha256(place.read_bytes()).hexdigest())
+    _judge(facts, kept)
 
 
-def _judge(facts: Facts, kept: Kept, samples: str) -> None:
+def _judge(facts: Facts, kept: Kept) -> None:
     """Each caption's verdict, and the draws behind the intervals."""
     assert facts.answers
     answers, judges = facts.answers, _judges(facts)
     facts.verdicts = marks(judges, answers)
-    facts.draws = _try(facts, "intervals", lambda: kept.draws(judges, answers, samples))
+    facts.draws = _try(facts, "intervals", lambda: kept.draws(judges, answers))
 
 
 def _judges(facts: Facts) -> list[Metric]:

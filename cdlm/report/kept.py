@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, TypeVar
 
-from cdlm import frontier, probe, rundir
+from cdlm import compare, frontier, probe, rundir
+from cdlm.compare import Draws
 from cdlm.errors import RunError
 from cdlm.frontier import Frontier
 from cdlm.probe import Probe
 from cdlm.progress import Tell, silent
 from cdlm.protocols import Metric
 from cdlm.records import Answers
-from cdlm.report import intervals, trace
-from cdlm.report.intervals import Draws
+from cdlm.report import trace
 from cdlm.report.trace import Traces
 from cdlm.run import Job, choose_device
 from cdlm.rundir import RunDir
@@ -25,8 +24,9 @@ from cdlm.rundir import RunDir
 POINTS, CAPTIONS = 20, 200  # of the restoration curve, as `cdlm probe` has them
 STEPS, IMAGES = (5, 10, 20, 50), 200  # of the frontier, as `cdlm frontier` has them
 TRACED = 3  # captions
+FRONTIER = "frontier/frontier.json"
 
-Found = TypeVar("Found", Probe, Frontier, Traces, Draws)
+Found = TypeVar("Found", Probe, Frontier, Traces)
 log = logging.getLogger(__name__)
 
 
@@ -57,10 +57,14 @@ class Kept:
         return self._found(
             "probe/probe.json",
             probe.read,
-            self._of_newest,
             lambda: probe.probe(self.job, POINTS, CAPTIONS, self.tell),
             lambda found: probe.write(found, self.run.path / "probe", self.job.recipe.name),
         )
+
+    @property
+    def has_frontier(self) -> bool:
+        """Whether every sampler has been tried, with whatever weights."""
+        return (self.run.path / FRONTIER).is_file()
 
     def frontier(self) -> Frontier:
         """Every sampler, on the split val. Raises CdlmError."""
@@ -70,9 +74,8 @@ class Kept:
             return frontier.measure(job, frontier.samplers(job), STEPS, IMAGES, self.tell)
 
         return self._found(
-            "frontier/frontier.json",
+            FRONTIER,
             frontier.read,
-            self._of_newest,
             measured,
             lambda found: frontier.write(found, self.run.path / "frontier", self.job.recipe.name),
         )
@@ -82,20 +85,22 @@ class Kept:
         return self._found(
             "report/trace.json",
             trace.read,
-            self._of_newest,
             lambda: trace.follow(self.job, TRACED, self.tell),
             lambda found: self._write("report/trace.json", found),
         )
 
-    def draws(self, metrics: Sequence[Metric], answers: Answers, samples: str) -> Draws:
-        """The bootstrap of these captions' scores. samples: their sha256. Raises CdlmError."""
-        return self._found(
-            "report/draws.json",
-            lambda text: Draws(**json.loads(text)),
-            lambda found: found.samples == samples and found.count == intervals.DRAWS,
-            lambda: intervals.draw(metrics, answers, samples, self.tell),
-            lambda found: self._write("report/draws.json", found),
-        )
+    def draws(self, metrics: Sequence[Metric], answers: Answers) -> Draws:
+        """The scores of these captions on resampled images, as the run or this keeps them.
+
+        Raises CdlmError.
+        """
+        place = self.run.path / rundir.DRAWS
+        if self.fresh or not place.is_file():
+            try:
+                compare.write_draws(place, metrics, answers)
+            except OSError as error:
+                raise RunError(f"{place}: can't be kept: {error.strerror}") from error
+        return compare.read_draws(place)
 
     def _of_newest(self, found: Probe | Frontier | Traces) -> bool:
         """Whether it was made with the newest weights; or where there are none, with the last."""
@@ -109,7 +114,6 @@ class Kept:
         self,
         file: str,
         read: Callable[[str], Found],
-        current: Callable[[Found], bool],
         make: Callable[[], Found],
         write: Callable[[Found], Any],
     ) -> Found:
@@ -118,7 +122,7 @@ class Kept:
         if path.is_file() and not self.fresh:
             try:
                 found = read(path.read_text(encoding="utf-8"))
-                if current(found):
+                if self._of_newest(found):
                     return found
             except (OSError, ValueError, KeyError, TypeError) as error:
                 log.warning("%s: can't be used, and is made anew: %s", path, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.resources import files
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cdlm import __version__, probe, toml
 from cdlm.evaluate import label
 from cdlm.frontier import LESSER
+from cdlm.outcome import Record
 from cdlm.recipe import TABLES
 from cdlm.report import charts, figures, gallery, tables
 from cdlm.report.facts import Facts
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 ROWS = 12  # of a trace, at most; of more, evenly chosen ones
 NUMBERS = 30  # rows of numbers under a figure
+TILES = 3  # scores at the head of the page
 DIFF = 20_000  # letters of uncommitted changes; the run's provenance has all
 SIZE = "00000000"  # stands for the page's size until it is known
 
@@ -64,43 +66,94 @@ class Shown:
         return max((len(it.words) for it in self.moments), default=1) or 1
 
 
-def page(runs: Sequence[Facts], title: str, command: str) -> str:
-    """The whole page. Figures that lack numbers are left out, and named among what is missing."""
-    table = tables.of_runs(runs)
-    groups = gallery.groups(runs, runs[0].recipe.seed)  # first: it may note what is missing
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """What a report is of: runs and their table; or a study's table, and a run of each point."""
+
+    title: str
+    about: str
+    command: str  # that makes the report
+    runs: list[Facts]
+    table: Table
+    study: Record | None = None  # what table.json holds
+    failed: list[tuple[str, str, str]] = field(default_factory=list)  # of a study: as `missing`
+
+    @property
+    def missing(self) -> list[tuple[str, str, str]]:
+        """What can't be shown: (run, what, why)."""
+        runs = [(it.label, what, why) for it in self.runs for what, why in it.missing.items()]
+        return [*self.failed, *runs]
+
+    @property
+    def single(self) -> Facts | None:
+        """The only run."""
+        return self.runs[0] if len(self.runs) == 1 and not self.study else None
+
+
+def page(story: Story) -> str:
+    """The whole page. What can't be shown is left out, and named among what is missing."""
     script = _part("page.js")
-    text = _environment().get_template("page.html").render(
-        title=title,
-        runs=runs,
-        single=runs[0] if len(runs) == 1 else None,
-        table=table,
-        markdown=tables.markdown(table),
-        latex=tables.latex(table),
-        learning=[_figure(it) for it in charts.learning(runs)],
-        restoration=[_figure(it) for it in charts.restoration(runs)],
-        quality=[_figure(it) for it in charts.quality(runs)],
-        settling=[_figure(it) for it in charts.settling(runs)],
-        groups=groups,
-        marked=any(it is not None for facts in runs for it in facts.verdicts),
-        missing=[(it.label, what, why) for it in runs for what, why in it.missing.items()],
-        tiles=_tiles(table),
-        asked=(probe.WITH, probe.WITHOUT, probe.NEAREST),
-        restored=probe.SHARE,
-        most_diff=DIFF,
-        traces=[(it, _shown(it.traces, trace)) for it in runs for trace in _some(it, len(runs))],
-        differences=_differences(runs),
-        recipes=[(it, _recipe(it)) for it in runs],
-        provenance=[(it, _provenance(it)) for it in runs],
-        style=_part("page.css"),
-        script=script,
-        script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
-        command=command,
-        version=__version__,
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        size=SIZE,
-    )  # fmt: skip
+    text = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            **_figures(story),
+            **_samples(story),
+            **_texts(story),
+            story=story,
+            runs=story.runs,
+            single=story.single,
+            table=story.table,
+            study=story.study,
+            missing=story.missing,
+            style=_part("page.css"),
+            script=script,
+            script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
+            version=__version__,
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            size=SIZE,
+        )
+    )
     size = f"{len(text.encode()) / 1e6:.2f} MB".ljust(len(SIZE))
     return text.replace(SIZE, size)
+
+
+def _figures(story: Story) -> dict[str, Any]:
+    """The figures of each section."""
+    runs, study = story.runs, story.study
+    made = {
+        "learning": charts.learning(runs),
+        "restoration": charts.restoration(runs),
+        "quality": [*(charts.cost(study) if study else []), *charts.quality(runs)],
+        "settling": charts.settling(runs),
+    }
+    return {name: [_figure(it) for it in found] for name, found in made.items()}
+
+
+def _samples(story: Story) -> dict[str, Any]:
+    """Captions: gallery and traces. Made first of all, as it may note that pictures are missing."""
+    runs = story.runs
+    return {
+        "groups": gallery.groups(runs, runs[0].recipe.seed) if runs else [],
+        "marked": any(it is not None for facts in runs for it in facts.verdicts),
+        "traces": [(it, _shown(it.traces, trace)) for it in runs for trace in _some(it, len(runs))],
+    }
+
+
+def _texts(story: Story) -> dict[str, Any]:
+    """Tables, recipes, provenance, and what the template needs to word them."""
+    runs = story.runs
+    return {
+        "markdown": tables.markdown(story.table),
+        "latex": tables.latex(story.table),
+        "tiles": [name for name in story.table.metrics if name not in LESSER][:TILES],
+        "differences": _differences(runs),
+        "recipes": [(it, _recipe(it)) for it in runs],
+        "provenance": [(it, _provenance(it)) for it in runs],
+        "asked": (probe.WITH, probe.WITHOUT, probe.NEAREST),
+        "restored": probe.SHARE,
+        "most_diff": DIFF,
+    }
 
 
 def _part(name: str) -> str:
@@ -119,15 +172,9 @@ def _environment() -> Any:
     )
     environment.filters |= {
         "label": label, "till": probe.till, "spoken": _spoken, "each": _each,
-        "range": _range,
+        "range": _range, "sign": tables.sign,
     }  # fmt: skip
     return environment
-
-
-def _tiles(table: Table) -> list[str]:
-    """The scores at the head of the page: the first two, but of BLEU only the one that counts."""
-    shown = [name for name in table.metrics if name not in LESSER]
-    return shown[:3]
 
 
 def _spoken(number: float) -> str:

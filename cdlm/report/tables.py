@@ -6,13 +6,21 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from cdlm.evaluate import label
-from cdlm.report.facts import Facts
-from cdlm.report.intervals import LEVEL, middle
+import numpy as np
 
-HIGHER, LOWER, NOISE = "higher", "lower", "inside the noise"
-SIGNS = {HIGHER: "▲", LOWER: "▼", NOISE: "≈"}
-ARROWS = {"▲": r"\uparrow", "▼": r"\downarrow", "≈": r"\approx"}  # the same in LaTeX
+from cdlm import outcome
+from cdlm.compare import HIGHER, LOWER, NOISE, ROUNDS, SAME, Difference, Result, difference
+from cdlm.evaluate import label
+from cdlm.outcome import Record
+from cdlm.report.facts import Facts
+
+SIGNS = {HIGHER: "▲", LOWER: "▼", NOISE: "≈", SAME: "="}
+ARROWS = {"▲": r"\uparrow", "▼": r"\downarrow", "≈": r"\approx", "=": "="}  # the same in LaTeX
+
+
+def sign(verdict: str) -> str:
+    """A verdict as a sign: never shown without the word."""
+    return next((it for word, it in SIGNS.items() if verdict.startswith(word)), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +36,8 @@ class Cell:
 
     @property
     def sign(self) -> str:
-        """The verdict as a sign: never shown without the word."""
-        return next((it for word, it in SIGNS.items() if self.verdict.startswith(word)), "")
+        """The verdict as a sign, or ""."""
+        return sign(self.verdict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,45 @@ class Table:
     rows: list[Row]
     metrics: list[str]
     about: str
+
+
+def of_study(found: Record) -> Table:
+    """The means over seeds that a study's table.json holds, and its verdicts."""
+    names = [
+        name for name in found["scores"] if any(name in row["scores"] for row in found["rows"])
+    ]
+    best = {
+        name: max(row["scores"][name]["mean"] for row in found["rows"] if name in row["scores"])
+        for name in names
+    }
+    rows = [
+        Row(
+            label=row["label"],
+            images=found["n"],
+            cells={
+                name: _mean(row, name, row["scores"][name]["mean"] == max(means[name]))
+                for name in names
+                if name in row["scores"]
+            },
+        )
+        for row in found["rows"]
+    ]
+    about = [f"{note}." for note in outcome.notes(found)]
+    return Table(rows=rows, metrics=names, about=" ".join([*about, "In bold the highest."]))
+
+
+def _mean(row: Record, name: str, best: bool) -> Cell:
+    """A point's score: its mean over seeds, and how it compares with the baseline's."""
+    score, against = row["scores"][name], (row["against_baseline"] or {}).get(name)
+    low, high = score["interval"] or (None, None)
+    return Cell(
+        value=score["mean"],
+        low=low,
+        high=high,
+        gain=against["difference"] if against else None,
+        verdict=against["verdict"] if against else "",
+        best=best,
+    )
 
 
 def of_runs(runs: Sequence[Facts]) -> Table:
@@ -72,21 +119,25 @@ def of_runs(runs: Sequence[Facts]) -> Table:
 def _cell(facts: Facts, first: Facts, name: str, value: float, best: bool) -> Cell:
     if not (facts.draws and name in facts.draws.scores):
         return Cell(value=value, best=best)
-    low, high = facts.draws.interval(name)
-    gain, verdict = _gain(facts, first, name)
-    return Cell(value=value, low=low, high=high, gain=gain, verdict=verdict, best=best)
+    low, high = np.percentile(facts.draws.scores[name], [2.5, 97.5])
+    gain = _gain(facts, first, name)
+    return Cell(
+        value=value,
+        low=float(low),
+        high=float(high),
+        gain=gain.value if gain else None,
+        verdict=gain.verdict if gain else "",
+        best=best,
+    )
 
 
-def _gain(facts: Facts, first: Facts, name: str) -> tuple[float | None, str]:
+def _gain(facts: Facts, first: Facts, name: str) -> Difference | None:
     """What this run has more than the first, where both captioned the same images."""
-    if facts is first or not (facts.draws and first.draws and facts.answers and first.answers):
-        return None, ""
-    if facts.answers.image_ids != first.answers.image_ids or name not in first.draws.scores:
-        return None, ""
-    pairs = zip(facts.draws.scores[name], first.draws.scores[name], strict=True)
-    low, high = middle([now - then for now, then in pairs])
-    verdict = HIGHER if low > 0 else LOWER if high < 0 else NOISE
-    return facts.scores[name] - first.scores[name], verdict
+    if facts is first or not (facts.draws and first.draws):
+        return None
+    one, two = (Result(it.run.path, it.scores, it.draws) for it in (facts, first) if it.draws)
+    found = difference([[(one, two)]], name)
+    return found if found and found.images else None
 
 
 def _about(runs: Sequence[Facts]) -> str:
@@ -95,15 +146,14 @@ def _about(runs: Sequence[Facts]) -> str:
         return ""
     data = {f"{it.summary['split']} split of {it.recipe.one('dataset').use}" for it in runs}
     how = {it.summary["captions"] for it in runs}
-    known = next((it.draws for it in runs if it.draws), None)
     said = [f"{', '.join(sorted(data))}; {', '.join(sorted(how))}.".capitalize()]
-    if known:
+    if any(it.draws for it in runs):
         said.append(
-            f"In brackets: {LEVEL:.0%} intervals, bootstrap over images ({known.count} draws); "
+            f"In brackets: 95 % intervals, bootstrap over images ({ROUNDS:,} samples); "
             "they say nothing of another seed of training."
         )
     if len(runs) > 1:
-        said.append(f"Differences are to {runs[0].label}, on the same draws.")
+        said.append(f"Differences: to {runs[0].label}, by paired bootstrap. In bold the highest.")
     return " ".join(said)
 
 
@@ -175,13 +225,13 @@ def _brackets(cell: Cell) -> str:
 def _latex_cell(cell: Cell) -> str:
     value = f"\\textbf{{{cell.value:.4f}}}" if cell.best else f"{cell.value:.4f}"
     small = f" {{\\scriptsize{_brackets(cell)}}}" if cell.low is not None else ""
-    sign = f"$^{{{ARROWS[cell.sign]}}}$" if cell.sign else ""
-    return value + sign + small
+    arrow = f"$^{{{ARROWS[cell.sign]}}}$" if cell.sign else ""
+    return value + arrow + small
 
 
 def _legend(table: Table) -> str:
     signs = {cell.sign for row in table.rows for cell in row.cells.values()}
-    said = [f"${ARROWS[sign]}$ {word}" for word, sign in SIGNS.items() if sign in signs]
+    said = [f"${ARROWS[it]}$ {word}" for word, it in SIGNS.items() if it in signs]
     return f" {', '.join(said)}." if said else ""
 
 

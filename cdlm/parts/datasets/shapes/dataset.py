@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Generator, Tensor
@@ -17,7 +18,7 @@ from cdlm.errors import DataError, nearest
 from cdlm.parts.datasets.shapes import drawing, scenes
 from cdlm.parts.datasets.shapes.language import is_true, say, wordings
 from cdlm.parts.datasets.shapes.scenes import Codes, Scene, arrange, sample_codes
-from cdlm.records import Answers
+from cdlm.records import Answers, Tally
 from cdlm.values import Positive
 
 SPLITS = ("train", "val", "test")
@@ -96,6 +97,12 @@ class TrueCaption:
 
     def __call__(self, answers: Answers) -> dict[str, float]:
         return {"true_caption": sum(self.marks(answers)) / len(answers.captions)}
+
+    def tally(self, answers: Answers) -> Tally:
+        """Each caption's verdict."""
+        right = np.array(self.marks(answers), dtype=np.float64)
+        rows = np.stack([right, np.ones_like(right)], axis=1)
+        return Tally(rows, lambda sums: {"true_caption": sums[..., 0] / sums[..., 1]})
 
     def marks(self, answers: Answers) -> list[bool]:
         """Each caption's own verdict."""
