@@ -12,9 +12,11 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from cdlm import __version__, probe, toml
+from cdlm.compare import ONE_SEED
 from cdlm.evaluate import label
 from cdlm.frontier import LESSER
 from cdlm.outcome import Record
+from cdlm.probe import Probe
 from cdlm.recipe import TABLES
 from cdlm.report import charts, figures, gallery, tables
 from cdlm.report.facts import Facts
@@ -143,10 +145,13 @@ def _samples(story: Story) -> dict[str, Any]:
 def _texts(story: Story) -> dict[str, Any]:
     """Tables, recipes, provenance, and what the template needs to word them."""
     runs = story.runs
+    shown = [name for name in story.table.metrics if name not in LESSER]
     return {
         "markdown": tables.markdown(story.table),
         "latex": tables.latex(story.table),
-        "tiles": [name for name in story.table.metrics if name not in LESSER][:TILES],
+        "shown": shown,
+        "tiles": shown[:TILES],
+        "tried": _tried(runs),
         "differences": _differences(runs),
         "recipes": [(it, _recipe(it)) for it in runs],
         "provenance": [(it, _provenance(it)) for it in runs],
@@ -154,6 +159,30 @@ def _texts(story: Story) -> dict[str, Any]:
         "restored": probe.SHARE,
         "most_diff": DIFF,
     }
+
+
+def _tried(runs: Sequence[Facts]) -> list[str]:
+    """What samplers were tried on, in a sentence; for each run where it is not the same."""
+    said = {}
+    for facts in runs:
+        if found := facts.frontier:
+            sets = [it for it in found.sets if it != f"evaluate.split={found.split}"]
+            beside = f", with {' '.join(sets)}" if sets else ""
+            said[facts.label] = (
+                f"Samplers were tried on the first {found.images:,} images of the split "
+                f"{found.split}{beside}, each once, on {found.device}"
+            )
+    if len(set(said.values())) < 2:
+        return list(said.values())[:1]
+    return [f"{label}: {how}" for label, how in said.items()]
+
+
+def _counted(found: Probe) -> str:
+    """What a restoration curve was measured on."""
+    return (
+        f"{found.words:,} words of {found.captions:,} captions, {found.split} split, "
+        f"weights of step {found.step:,}"
+    )
 
 
 def _part(name: str) -> str:
@@ -172,9 +201,14 @@ def _environment() -> Any:
     )
     environment.filters |= {
         "label": label, "till": probe.till, "spoken": _spoken, "each": _each,
-        "range": _range, "sign": tables.sign,
+        "range": _range, "sign": tables.sign, "word": _word, "counted": _counted,
     }  # fmt: skip
     return environment
+
+
+def _word(verdict: str) -> str:
+    """A verdict without what holds of the whole table."""
+    return verdict.removesuffix(ONE_SEED)
 
 
 def _spoken(number: float) -> str:

@@ -60,13 +60,11 @@ class Table:
 
 def of_study(found: Record) -> Table:
     """The means over seeds that a study's table.json holds, and its verdicts."""
-    names = [
-        name for name in found["scores"] if any(name in row["scores"] for row in found["rows"])
-    ]
-    best = {
-        name: max(row["scores"][name]["mean"] for row in found["rows"] if name in row["scores"])
-        for name in names
-    }
+    means: dict[str, list[float]] = {}
+    for row in found["rows"]:
+        for name, score in row["scores"].items():
+            means.setdefault(name, []).append(score["mean"])
+    names = [name for name in found["scores"] if name in means]
     rows = [
         Row(
             label=row["label"],
