@@ -56,7 +56,9 @@ def of(run: Path, sampling: bool = False, fresh: bool = False) -> Facts:
 
 
 def html(folder: Path) -> str:
-    return (folder / "report.html").read_text(encoding="utf-8")
+    """The page, less what differed from the commit: that may be this very file."""
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    return re.sub(r"(What differed from the commit).*?</pre>", r"\1", text, flags=re.DOTALL)
 
 
 # ------------------------------------------------------------------------------------------ whole
@@ -70,7 +72,8 @@ def test_the_page_has_every_section_and_needs_nothing_else(measured: Path) -> No
         assert address.startswith(("data:", "#")), address
     assert "@import" not in text and "url(http" not in text
     size = float(re.search(r"This page is ([\d.]+) MB", text)[1])  # type: ignore[index]
-    assert size == pytest.approx(len(text.encode()) / 1e6, abs=0.01)
+    whole = (measured / "report" / "report.html").stat().st_size
+    assert size == pytest.approx(whole / 1e6, abs=0.01)
 
 
 def test_ids_are_there_once_and_links_lead_to_them(measured: Path) -> None:
@@ -164,6 +167,68 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     assert re.findall(r'<section id="(\w+)">', text) == ["scores", "differences", *SECTIONS[1:]]
     assert "<code>7</code>" in text and "inside the noise" in text
     assert (tmp_path / "both" / "report.md").read_text().startswith("|  | exact match | BLEU-1 |")
+
+
+STUDY = """
+extends = "{recipe}"
+about   = "Which <target>?"
+
+[study]
+seeds = [0]
+
+[axis.target]
+x0 = {{ target = {{ use = "x0" }} }}
+v  = {{ target = {{ use = "v" }} }}
+"""
+
+
+def test_a_study_is_shown_with_its_findings_and_a_run_of_each_point(
+    tiny_recipe: Path, tmp_path: Path, cdlm: Command
+) -> None:
+    file = tmp_path / "targets.toml"
+    file.write_text(STUDY.format(recipe=tiny_recipe))
+    small = ["--set", "train.steps=4", "--runs", tmp_path / "runs"]
+    said = cdlm("study", file, *small)
+    assert said.code == 0, said.err
+    study = tmp_path / "runs" / "targets"
+    said = cdlm("report", study, "--format", "html", "--format", "md")
+    assert said.code == 0, said.err
+    text = html(study / "report")
+    found = json.loads((study / "table.json").read_text())
+    assert re.findall(r'<section id="(\w+)">', text) == [
+        "scores", "effects", "differences", *SECTIONS[1:],
+    ]  # fmt: skip
+    assert f"<li>{found['findings'][0]}</li>" in text and "Which &lt;target&gt;?" in text
+    assert f"{found['rows'][1]['scores']['bleu_4']['mean']:.4f}" in text
+    rows = (study / "report" / "report.md").read_text().splitlines()
+    assert [row.split("|")[1].strip() for row in rows[2:4]] == ["x0", "v"]
+    assert "Every point of the study" in text and "Samplers were tried" not in text
+
+
+def test_a_study_names_the_runs_that_failed(run: Path, tmp_path: Path) -> None:
+    folder = run.parent.parent
+    scores = json.loads((run / "summary.json").read_text())["scores"]
+    there = {"seed": 0, "run": run.relative_to(folder).as_posix(), "scores": scores}
+    time = {"training_seconds": None, "seconds_per_caption": 0.1, "frontier": True}
+    row = {
+        "label": "x0", "options": {"target": "x0"}, "baseline": True, "parameters": 1,
+        "runs": [there, {"seed": 1, "failed": "out of <memory>"}],
+        "scores": {k: {"mean": it, "interval": None} for k, it in scores.items()},
+        "against_baseline": None, "time": time,
+    }  # fmt: skip
+    study = folder / "study"
+    study.mkdir()
+    table = {
+        "study": "study", "about": "", "design": "grid", "axes": {"target": ["x0"]},
+        "baseline": {"target": "x0"}, "seeds": [0, 1], "split": "val", "n": 12,
+        "scores": list(scores), "rows": [row], "effects": {"target": {}}, "findings": [],
+    }  # fmt: skip
+    (study / "table.json").write_text(json.dumps(table))
+    written = reports.report([study], tmp_path / "out", sampling=False)
+    assert written.missing == [("x0", "the run with seed 1", "out of <memory>")]
+    assert "out of &lt;memory&gt;" in html(tmp_path / "out")
+    with pytest.raises(CdlmError, match="a study has a report of its own"):
+        reports.report([study, run], tmp_path / "out")
 
 
 # -------------------------------------------------------------------------------------- commands
