@@ -159,7 +159,8 @@ class Captioner:
         sets: Sequence[str],
     ) -> Job:
         """The run's job with these options, its constraints found to leave words."""
-        job = self._job.sampling([*_of_sampling(sets), *_as_sets(steps, sampler, guidance)])
+        options = _as_sets(steps, sampler, guidance, self._job.recipe.stepped_by)
+        job = self._job.sampling([*_of_sampling(sets), *options])
         if rules:
             tables = [*(choice.table() for choice in job.recipe.many("constraint")), *rules]
             job = job.sampling([f"constraint={toml.text(tables)}"])
@@ -213,14 +214,16 @@ def _rules(
     return rules
 
 
-def _as_sets(steps: int | None, sampler: SamplerTable | None, guidance: float | None) -> list[str]:
-    """The options as --set would give them."""
+def _as_sets(
+    steps: int | None, sampler: SamplerTable | None, guidance: float | None, stepped_by: str
+) -> list[str]:
+    """The options as --set would give them; `stepped_by` is the kind that counts the steps."""
     sets = []
     if sampler is not None:
         table = {"use": sampler} if isinstance(sampler, str) else sampler
         sets.append(f"sampler={toml.text(table)}")
     if steps is not None:
-        sets.append(f"sampler.steps={steps}")
+        sets.append(f"{stepped_by}.steps={steps}")
     if guidance is not None:
         sets.append(f"guidance={toml.text({'use': 'scale', 'scale': guidance})}")
     return sets

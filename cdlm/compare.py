@@ -61,7 +61,7 @@ def write_draws(path: Path, metrics: Sequence[Metric], answers: Answers) -> None
         tally = metric.tally(answers)
         found |= {} if tally is None else resampled(tally)
     images = sha256("\n".join(answers.image_ids).encode("utf-8", "backslashreplace")).hexdigest()
-    write_bytes(path, save(found, metadata={"images": images, "n": str(len(answers.captions))}))
+    write_bytes(path, save(found, metadata={"images": images}))
 
 
 @dataclass(frozen=True)

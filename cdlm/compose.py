@@ -24,6 +24,7 @@ from cdlm.protocols import (
     Loss,
     Metric,
     Noise,
+    Process,
     Rounding,
     Sampler,
     Schedule,
@@ -41,19 +42,20 @@ if TYPE_CHECKING:
 
 
 SINGLE = (
-    "length", "embedding", "schedule", "noise", "timesteps", "target", "self_conditioning",
-    "guidance", "variance", "rounding", "grid", "sampler", "selection",
+    "process", "length", "embedding", "schedule", "noise", "timesteps", "target",
+    "self_conditioning", "guidance", "variance", "rounding", "grid", "sampler", "selection",
 )  # fmt: skip
 """Kinds of which a captioner has one, built once the widths are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Everything that a diffusion captioner is made of."""
+    """Everything that a captioner is made of; Missing where its process goes without a kind."""
 
     dims: Dims
     encoder: Encoder
     tokenizer: Tokenizer
+    process: Process
     length: Length
     embedding: Embedding
     schedule: Schedule
@@ -79,6 +81,22 @@ class Parts:
         named = {**vars(self), **{f"loss_{name}": term for name, term in self.loss.items()}}
         del named["encoder"]
         return nn.ModuleDict({k: part for k, part in named.items() if isinstance(part, nn.Module)})
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Stands for a part that the process goes without: whoever asks anything of it is told so."""
+
+    kind: str
+    process: str
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise CdlmError(f"process {self.process} has no {self.kind}")
+
+    def __call__(self, *_: Any) -> Any:
+        raise CdlmError(f"process {self.process} has no {self.kind}")
 
 
 def make(choice: Choice, **injected: Any) -> Any:
@@ -152,5 +170,11 @@ def compose(recipe: Recipe, encoder: Encoder, tokenizer: Tokenizer) -> Parts:
         tokenizer=tokenizer,
         network=Network(modes, denoiser, seen, recipe.model.bias),
         **lists,  # type: ignore[arg-type]
-        **{kind: make(recipe.one(kind), dims=seen) for kind in SINGLE},
+        **{kind: _single(recipe, kind, seen) for kind in SINGLE},
     )
+
+
+def _single(recipe: Recipe, kind: str, dims: Dims) -> Any:
+    if kind in recipe.without:
+        return Missing(kind, recipe.one("process").use)
+    return make(recipe.one(kind), dims=dims)

@@ -85,6 +85,9 @@ def recipe(path: Path, sets: Sequence[str]) -> str:
     width = min(60, max(len(text) for text, _ in rows))
     origins = resolved.origins
     lines = [f"{text:<{width}}  # {_origin(key, origins)}" for text, key in rows]
+    if resolved.without:
+        process = resolved.one("process").use
+        lines.append(f"# process {process} goes without {', '.join(resolved.without)}")
     return "\n".join([f"# {resolved.name}, hash {resolved.hash[:8]}", *lines])
 
 

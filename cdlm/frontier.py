@@ -73,8 +73,10 @@ class Frontier:
 def samplers(job: Job, wanted: str = "") -> list[str]:
     """The samplers of a list with commas, or all that this run's weights can be sampled with.
 
-    Raises CdlmError for those that there are not, and for those asked for that can't be used.
+    Raises CdlmError for those that there are not, for those asked for that can't be used, and
+    where the run's process has no samplers.
     """
+    job.recipe.one("sampler")
     known = plugins.load().registry.names("sampler")
     names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
     for name in names:

@@ -24,6 +24,7 @@ SET = "--set"
 Key = tuple[str, ...]
 """Where a value stands: ("conditioning", "1", "use")."""
 
+LINE = re.compile(r":\d+$")
 HEADER = re.compile(r"\s*(\[\[?)([\w.\s-]+)\]")
 ASSIGNMENT = re.compile(r"([\w.\s-]+)=")
 PART = r"""(?:(?<![\w-])[\w-]+|"(?:[^"\\\n]|\\.){0,100}"|'[^'\n]{0,100}')[ \t]*\.[ \t]*"""
@@ -37,6 +38,7 @@ class Tree:
 
     values: dict[str, Any]
     origins: dict[Key, str]
+    files: tuple[str, ...] = ()  # that lie over each other, the top one first
 
     def place(self, key: Key) -> str:
         """How an error names the value at `key`: "recipes/base.toml:12, schedule.offset"."""
@@ -47,6 +49,12 @@ class Tree:
         while key not in self.origins and key:
             key = key[:-1]
         return self.origins.get(key, "recipe")
+
+    def depth(self, key: Key) -> int:
+        """How many layers lie over the one that says the value at `key`: none over --set."""
+        layers = (SET, *self.files)
+        place = LINE.sub("", self.origin(key))
+        return layers.index(place) if place in layers else len(layers)
 
 
 def joined(origin: str, key: Key) -> str:
@@ -138,7 +146,7 @@ def parse(text: str, place: str) -> Tree:
         raise _mistake(f"{place}{at}", f"not valid TOML: {said}") from error
     if _depth(values) > MAX_DEPTH:
         raise _mistake(place, f"nested deeper than {MAX_DEPTH}")
-    return Tree(values, _origins(values, _lines(text), place))
+    return Tree(values, _origins(values, _lines(text), place), (place,))
 
 
 def _depth(value: Any) -> int:
@@ -214,13 +222,16 @@ def _split(dotted: str) -> Key:
 
 def overlay(below: Tree, above: Tree) -> Tree:
     """Both trees in one; where both have a value, the one above counts."""
-    return _tree(_merge(below.values, above.values), below.origins, above.origins)
+    files = (*above.files, *below.files)
+    return _tree(_merge(below.values, above.values), below.origins, above.origins, files)
 
 
-def _tree(values: dict[str, Any], below: dict[Key, str], above: dict[Key, str]) -> Tree:
+def _tree(
+    values: dict[str, Any], below: dict[Key, str], above: dict[Key, str], files: tuple[str, ...]
+) -> Tree:
     """The values, each with the origin of the upper layer that has it."""
     origins = {**below, **above}
-    return Tree(values, {key: origins[key] for key, _ in walk(values) if key in origins})
+    return Tree(values, {key: origins[key] for key, _ in walk(values) if key in origins}, files)
 
 
 def _merge(below: Any, above: Any) -> Any:
@@ -269,7 +280,7 @@ def _assign(tree: Tree, text: str) -> Tree:
     changed = {at: SET for at, _ in walk(value, key)}
     if key[-1].isdigit() and not isinstance(value, dict):
         changed[key[:-1]] = SET  # a list of plain values is one value
-    return _tree(values, {**made, **tree.origins}, changed)
+    return _tree(values, {**made, **tree.origins}, changed, tree.files)
 
 
 def _put(node: Any, key: Key, value: Any, place: str) -> Any:

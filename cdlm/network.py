@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from cdlm.protocols import Conditioning, Denoiser
-from cdlm.records import Condition, Dims, Stream
+from cdlm.records import Batch, Condition, Dims, Stream
 
 if TYPE_CHECKING:
     from cdlm.compose import Parts
@@ -57,6 +57,13 @@ class Network(nn.Module):
         return self.write(self.denoiser(stream)[:, stream.text])
 
 
+def withhold(batch: Batch, drop: float, rng: Generator) -> Condition:
+    """What the captions of a batch are conditioned on; a share `drop` goes without its image."""
+    features = batch.features
+    draw = torch.rand(len(features), generator=rng, device=features.device)
+    return Condition(features=features, keep=draw >= drop, text=batch.text)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the guided network says, and the x0 that it implies. Shapes: B L E."""
@@ -78,19 +85,22 @@ def answer(
     Shapes: x_t, before B L E; t B; mask B L.
     """
     recalled = parts.self_conditioning(before, x_t)
-    said = _guided(parts, x_t, t, condition, mask, recalled).float()
+    said = guided(parts, x_t, t, condition, mask, recalled).float()
     return Answer(said, parts.target.decode(said, x_t, t, parts.schedule))
 
 
-def _guided(
+def guided(
     parts: Parts,
     x_t: Tensor,
     t: Tensor,
     condition: Condition,
     mask: Tensor,
-    recalled: Tensor | None,
+    recalled: Tensor | None = None,
 ) -> Tensor:
-    """The prediction under guidance; where both branches are needed they share one batch."""
+    """What the network says under guidance; where both branches are needed they share one batch.
+
+    Shapes: x_t B L E, t B, mask B L, recalled B L H -> B L E.
+    """
     if not parts.guidance.both(t):
         said = parts.network(x_t, t, condition, mask, recalled)
         return parts.guidance(said, said, t, mask, condition)

@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from cdlm import recipe as recipes
 from cdlm import rundir
 from cdlm.compose import Parts, make
+from cdlm.gaussian import corrupt
 from cdlm.kernels.nearest import nearest_token
 from cdlm.network import answer
 from cdlm.progress import Tell, silent
@@ -26,7 +27,6 @@ from cdlm.protocols import Split
 from cdlm.recipe import Recipe
 from cdlm.records import Batch, Condition
 from cdlm.run import Job, caption_features
-from cdlm.train import corrupt
 
 if TYPE_CHECKING:
     from rich.table import Table

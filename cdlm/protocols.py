@@ -1,9 +1,9 @@
 """Every kind of component, as the one or two methods that it must have: the framework's manual.
 
 A recipe picks one component for each kind. Components are written against this file and
-`cdlm.records` alone; `train.py` and `sample.py` are the only places where the kinds meet, and they
-never ask which component they were given. See `cdlm list` for what is there, `cdlm show KIND NAME`
-for one of them, and `cdlm.testing` for the checks that each must pass.
+`cdlm.records` alone. The kinds meet in a process, which never asks which component it was given;
+`train.py` and `sample.py` never ask which process. See `cdlm list` for what is there,
+`cdlm show KIND NAME` for one of them, and `cdlm.testing` for the checks that each must pass.
 
 A component is a keyword-only frozen dataclass, or an nn.Module with a keyword-only `__init__`. Its
 signature is the schema of its TOML table. A parameter named `dims` is filled in by `compose`, for
@@ -12,11 +12,12 @@ Any part that is an nn.Module is trained, moved and saved with the network.
 
 What a component `needs`, another one of the recipe must `provide`, whatever its kind: a class-level
 set of texts each, such as needs = {"scenes"}. `cdlm check` refuses a recipe where nothing does.
+A process also says which kinds it goes `without`; a recipe that chooses it has none of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Generator, Tensor
 
+    from cdlm.compose import Parts
     from cdlm.records import (
         Answers,
         Batch,
@@ -151,6 +153,30 @@ class Metric(Protocol):
 
 
 # ------------------------------------------------------------------------------------- process
+
+
+class Process(Protocol):
+    """kind `process`: how captions are taken apart in training and put together in sampling.
+
+    Where all other kinds meet. It may be a Module.
+    """
+
+    without: ClassVar[set[str]]  # kinds that it has no use for; the parts have none of them
+    afterwards: ClassVar[set[str]]  # its parameters that no weight depends on
+
+    def loss(self, parts: Parts, batch: Batch, rng: Generator) -> dict[str, Tensor]:
+        """Every term of the training loss by name, weighted and averaged over the batch."""
+
+    def sample(
+        self, parts: Parts, condition: Condition, mask: Tensor, steps: int | None, rng: Generator
+    ) -> Iterator[State]:
+        """Every state from t = 1 to t = 0. Shapes: mask B L, the positions that captions occupy.
+
+        steps: how many, None for as many as the recipe says.
+        """
+
+    def words(self, parts: Parts, state: State, mask: Tensor) -> Tensor:
+        """What any of these states would be read as. -> ids B L, padding outside the mask."""
 
 
 class Embedding(Protocol):

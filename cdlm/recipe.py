@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cdlm import layers, schema, signature, toml
-from cdlm.errors import Mistake, PluginError, RecipeError, nearest
+from cdlm.errors import CdlmError, Mistake, PluginError, RecipeError, nearest
 from cdlm.layers import Key, Tree
 from cdlm.registry import IN_RECIPES, KINDS, Entry, Kind, Registry
 from cdlm.signature import Parameter, Spec
 from cdlm.values import Above0, Count, NonNegative, Positive, Share
+
+USUAL = Tree({"process": {"use": "gaussian"}}, {("process",): "default"})
+"""What lies below every recipe: the stored ones that are older than a kind stay whole."""
 
 LARGEST = 2**63 - 1  # whole numbers beyond it don't fit into a tensor or a seed
 LINES = 24  # of an error text; then "and N more"
@@ -106,15 +109,27 @@ class Recipe:
     sets: list[str] = field(default_factory=list)  # the --set that made it
     origins: dict[str, str] = field(default_factory=dict)  # "schedule.offset": "base.toml:12"
 
+    @property
+    def without(self) -> list[str]:
+        """The kinds for which its process has no use."""
+        return [kind for kind in IN_RECIPES if kind not in self.choices]
+
+    @property
+    def stepped_by(self) -> str:
+        """The kind of the component that says in how many steps captions are sampled."""
+        return "process" if "sampler" in self.without else "sampler"
+
     def one(self, kind: str) -> Choice:
-        """The component of a kind that has one."""
+        """The component of a kind that has one. Raises CdlmError where the process has none."""
+        if kind in self.without:
+            raise CdlmError(f"process {self.one('process').use} has no {kind}")
         choice = self.choices[kind]
         assert isinstance(choice, Choice), f"there are several of kind {kind}"
         return choice
 
     def many(self, kind: str) -> list[Choice]:
         """The components of a kind that has a list of them, in their order."""
-        choices = self.choices[kind]
+        choices = self.choices.get(kind, [])
         assert isinstance(choices, list), f"there is one of kind {kind}"
         return choices
 
@@ -240,7 +255,7 @@ def _resolved(
         from cdlm import plugins
 
         registry = plugins.load().registry
-    reading = _Reading(layers.assign(tree, sets), registry)
+    reading = _Reading(layers.assign(layers.overlay(USUAL, tree), sets), registry)
     values = reading.values()
     if reading.mistakes:
         raise RecipeError(_fewer(list(reading.mistakes.values()), tree.origin(())))
@@ -267,6 +282,8 @@ class _Reading:
         self.mistakes: dict[Key, Mistake] = {}
         self.origins: dict[Key, str] = {}
         self.placed: list[tuple[Key, Choice]] = []
+        self.without = self._without()
+        self.kinds = [it for name, it in IN_RECIPES.items() if name not in self.without]
 
     def values(self) -> dict[str, Any]:
         """The fields of a Recipe; of no use where there are mistakes."""
@@ -279,7 +296,8 @@ class _Reading:
         if "extends" in top:
             self.note(("extends",), "a stored recipe extends nothing")
         values = {name: self.value((), it, top, "default") for name, it in TOP.items()}
-        choices = {kind.name: self.choices(kind) for kind in IN_RECIPES.values()}
+        self._check_without()
+        choices = {kind.name: self.choices(kind) for kind in self.kinds}
         tables = {name: self.fixed(entry) for name, entry in TABLES.items()}
         self._check_pairs()
         return {**values, **tables, "choices": choices}
@@ -297,6 +315,27 @@ class _Reading:
         for key, value in layers.walk(self.tree.values):
             if fault := _fault(value):
                 self.note(key, fault)
+
+    def _without(self) -> frozenset[str]:
+        """The kinds for which the chosen process has no use; none where it can't be read."""
+        given = self.tree.values.get("process")
+        use = given.get("use") if isinstance(given, dict) else None
+        if not isinstance(use, str) or use not in self.registry.names("process"):
+            return frozenset()
+        spec = self.spec(self.registry.get("process", use), ("process",))
+        return spec.sets.get("without", frozenset()) if spec else frozenset()
+
+    def _check_without(self) -> None:
+        """Note what is said, no deeper than the process, of kinds that it has no use for.
+
+        What lies deeper was said for another process, and drops out with it.
+        """
+        top = self.tree.depth(("process", "use"))
+        for key in self.tree.origins:
+            if key and key[0] in self.without and self.tree.depth(key) <= top:
+                use = self.tree.values["process"]["use"]
+                hint = f"leave it out; process {use} goes without {', '.join(sorted(self.without))}"
+                self.note(key[:1], f"process {use} has no {key[0]}", hint, self.tree.place(key))
 
     # ------------------------------------------------------------------------------ tables
 
@@ -466,7 +505,7 @@ class _Reading:
 
     def _all_known(self) -> bool:
         """Whether every component that the recipe picks is known; else who provides what is not."""
-        given = [self.tree.values.get(kind) for kind in IN_RECIPES]
+        given = [self.tree.values.get(kind.name) for kind in self.kinds]
         tables = sum(len(it) if isinstance(it, list) else 1 for it in given)
         return None not in given and tables == len(self.placed)
 

@@ -124,11 +124,11 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where sampling stands; `carry` is the sampler's own memory between steps."""
+    """Where sampling stands; `carry` is a sampler's or process's own memory between steps."""
 
-    x: Tensor  # B L E, at time t
+    x: Tensor  # at time t: B L E, or of a process on words ids B L
     t: float
-    x0_hat: Tensor | None = None  # B L E: the estimate that led here; None before the first step
+    x0_hat: Tensor | None = None  # as x: the estimate that led here; None before the first step
     carry: Any = None
 
 

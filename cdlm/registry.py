@@ -30,6 +30,7 @@ KINDS: dict[str, Kind] = {
         Kind("dataset", "images with captions, in named splits"),
         Kind("encoder", "turns images into features; frozen"),
         Kind("tokenizer", "turns captions into ids and back"),
+        Kind("process", "takes captions apart in training, and makes them in sampling"),
         Kind("length", "says which positions a caption occupies"),
         Kind("embedding", "turns word ids into the vectors that are diffused, and back to scores"),
         Kind("schedule", "says how signal turns into noise"),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from cdlm import checkpoint, compare, plugins, rundir
+from cdlm import checkpoint, compare, plugins, rundir, signature
 from cdlm import recipe as recipes
 from cdlm.checkpoint import Checkpoint
 from cdlm.compose import Parts, compose, dataset, make, metrics
@@ -39,9 +39,14 @@ AFTERWARDS = (
     "seed", "dataset", "encoder", "guidance", "variance", "rounding", "grid", "sampler",
     "constraint", "selection", "metric", "evaluate",
 )  # fmt: skip
-"""What of a recipe may be set anew once its run is trained: no weight depends on it."""
+"""What of a recipe may be set anew once its run is trained: no weight depends on it.
 
-SAMPLING = ("guidance", "variance", "rounding", "grid", "sampler", "constraint", "selection")
+And of its process the parameters that are so by its own word, `afterwards`.
+"""
+
+SAMPLING = (
+    "process", "guidance", "variance", "rounding", "grid", "sampler", "constraint", "selection",
+)  # fmt: skip
 """What of it is built anew without loading the weights again."""
 
 log = logging.getLogger(__name__)
@@ -127,18 +132,33 @@ def _stored(run: RunDir) -> Recipe:
 def altered(recipe: Recipe, sets: Sequence[str]) -> Recipe:
     """A trained run's recipe with `sets` on top. Raises RecipeError where weights rest on them."""
     after = recipe.with_sets(sets)
-    old, new = recipe.values(), after.values()
-    fixed = {key for key in new if new[key] != old[key] and key not in AFTERWARDS}
+    free = _afterwards(recipe)
+    old, new = _rested_on(recipe, free), _rested_on(after, free)
+    fixed = {key for key in new if new[key] != old.get(key)}
     keys = [text.partition("=")[0].strip() for text in sets]
     mistakes = [
         Mistake(f"--set {key}", "this run is trained, and its weights rest on this")
         for key in dict.fromkeys(keys)
-        if key.partition(".")[0] in fixed
+        if key.partition(".")[0] in fixed and key.removeprefix("process.") not in free
     ]
     if mistakes:
-        hint = f"allowed: {', '.join(AFTERWARDS)}; for the rest, train another run"
+        allowed = [*AFTERWARDS, *(f"process.{name}" for name in free)]
+        hint = f"allowed: {', '.join(allowed)}; for the rest, train another run"
         raise RecipeError([*mistakes[:-1], replace(mistakes[-1], hint=hint)])
     return after
+
+
+def _afterwards(recipe: Recipe) -> list[str]:
+    """The parameters of its process that no weight depends on."""
+    entry = plugins.load().registry.get("process", recipe.one("process").use)
+    return sorted(signature.read(entry).sets.get("afterwards", ()))
+
+
+def _rested_on(recipe: Recipe, free: Sequence[str]) -> dict[str, Any]:
+    """What of a recipe weights depend on."""
+    values = {name: it for name, it in recipe.values().items() if name not in AFTERWARDS}
+    process = {name: it for name, it in values["process"].items() if name not in free}
+    return values | {"process": process}
 
 
 @dataclass(frozen=True)
@@ -172,7 +192,8 @@ class Job:
         """This job sampled in another way, weights shared. Raises RecipeError, CdlmError."""
         recipe, dims = altered(self.recipe, sets), self.parts.dims
         _check_guidance(self.recipe, recipe, dims)
-        changed = [kind for kind in SAMPLING if recipe.choices[kind] != self.recipe.choices[kind]]
+        old, now = self.recipe.choices, recipe.choices
+        changed = [kind for kind in SAMPLING if now.get(kind) != old.get(kind)]
         new = {kind: _sampling_part(recipe, kind, self.parts) for kind in changed}
         return replace(self, recipe=recipe, parts=replace(self.parts, **new))
 
@@ -222,6 +243,8 @@ def _sizes(part: nn.Module) -> dict[str, torch.Size]:
 
 def _check_guidance(trained: Recipe, recipe: Recipe, dims: Dims) -> None:
     """A guidance that is set anew may need a network that has learnt to do without the image."""
+    if "guidance" in trained.without:
+        return
     before, now = (make(it.one("guidance"), dims=dims) for it in (trained, recipe))
     asks = now.eval().both(torch.linspace(0, 1, 1001))
     if trained.one("guidance") != recipe.one("guidance") and asks and not before.drop:
@@ -402,7 +425,7 @@ def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
     how = _how(job)
     about = (
         f"{plan.split} split of {job.recipe.one('dataset').use}, "
-        f"{job.recipe.one('sampler').use} of {job.parts.sampler.steps} steps, "
+        f"{_way(job.recipe)}, "
         f"weights of step {step}{'' if how == SINGLE else ', ' + how}"
     )
     judges = metrics(job.recipe)
@@ -422,6 +445,13 @@ def answers_of(split: Split, said: list[Said]) -> Answers:
         references=split.captions[rows],
         truths=split.truths[rows],
     )
+
+
+def _way(recipe: Recipe) -> str:
+    """What made the captions: "ddim of 20 steps"."""
+    choice = recipe.one(recipe.stepped_by)
+    steps = choice.parameters.get("steps")
+    return f"{choice.use} of {steps} steps" if steps else choice.use
 
 
 def _how(job: Job) -> str:

@@ -1,18 +1,15 @@
-"""The reverse data flow: from noise to captions."""
+"""The reverse data flow: from images to captions, whatever process makes them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
 from cdlm.errors import CdlmError
-from cdlm.kernels.nearest import nearest_token
-from cdlm.network import answer
-from cdlm.records import Condition, Estimate, Said, State
+from cdlm.records import Condition, Said, State
 
 if TYPE_CHECKING:
     from cdlm.compose import Parts
@@ -20,27 +17,13 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def sample(
-    parts: Parts, condition: Condition, mask: Tensor, steps: int, rng: Generator
+    parts: Parts, condition: Condition, mask: Tensor, steps: int | None, rng: Generator
 ) -> Iterator[State]:
-    """Every state from the first noise on to t = 0. Shapes: mask B L, states B L E."""
-    barred = forbidden(parts, rng.device)
-    before: Tensor | None = None  # the last estimate as the network made it: so it has practised
+    """Every state from the first to the one at t = 0; steps None: as many as the recipe says.
 
-    def denoise(x: Tensor, t: float) -> Estimate:
-        nonlocal before
-        times = x.new_full((len(x),), t)
-        before = answer(parts, x, times, condition, mask, before).x0_hat
-        x0_hat = parts.rounding(before, t, parts.embedding)
-        if barred is not None:
-            x0_hat = to_allowed(x0_hat, barred, parts.embedding.table())
-        return Estimate(x0_hat=x0_hat, spread=parts.variance(x0_hat, x, times))
-
-    noise = torch.randn(*mask.shape, parts.dims.width, generator=rng, device=rng.device)
-    state = State(x=noise, t=1.0)
-    yield state
-    for t, s in parts.grid(steps, parts.schedule):
-        state = parts.sampler.step(replace(state, t=t), s, denoise, parts.schedule, rng)
-        yield state
+    Shapes: mask B L, the positions that captions occupy.
+    """
+    yield from parts.process.sample(parts, condition, mask, steps, rng)
 
 
 @torch.no_grad()
@@ -52,7 +35,7 @@ def candidates(
     keep = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     condition = Condition(features=rows, keep=keep)
     mask = to_possible(parts, parts.length.draw(condition, rng))
-    *_, last = sample(parts, condition, mask, steps or parts.sampler.steps, rng)
+    *_, last = sample(parts, condition, mask, steps, rng)
     said = parts.tokenizer.decode(words(parts, last, mask))
     return [said[i : i + count] for i in range(0, len(said), count)]
 
@@ -68,21 +51,8 @@ def captions(
 
 
 def words(parts: Parts, state: State, mask: Tensor) -> Tensor:
-    """The nearest allowed word at every position, padding outside the mask. -> ids B L.
-
-    Raises CdlmError where sampling ran away: numbers that are not finite are near no word.
-    """
-    x = state.x if state.x0_hat is None else state.x0_hat
-    if not bool(x[mask].isfinite().all()):
-        raise CdlmError(
-            "sampling ended in numbers that are not finite; no caption can be read from them\n"
-            '    try --set rounding.use=clamp, another sampler, or a target that says x0: "x0", "v"'
-        )
-    barred = forbidden(parts, x.device)
-    if barred is not None:
-        x = to_allowed(x, barred, parts.embedding.table())
-    ids = nearest_token(x.flatten(0, 1), parts.embedding.table()).view(mask.shape)
-    return ids.masked_fill(~mask, parts.tokenizer.pad)
+    """What a state would be read as: a word at every position, padding outside the mask. B L."""
+    return parts.process.words(parts, state, mask)
 
 
 def forbidden(parts: Parts, device: torch.device) -> Tensor | None:
@@ -129,19 +99,3 @@ def to_possible(parts: Parts, mask: Tensor) -> Tensor:
     nearest = ends[(drawn[:, None] - ends).abs().argmin(1)]
     places = torch.arange(mask.shape[1], device=mask.device)
     return mask.all(1, keepdim=True) | (places <= nearest[:, None])
-
-
-def to_allowed(x0_hat: Tensor, barred: Tensor, table: Tensor) -> Tensor:
-    """Where the nearest word is barred, the nearest that is not; where one is left, that one.
-
-    Shapes: x0_hat B L E, barred L V, table V E -> B L E.
-    """
-    ids = nearest_token(x0_hat.flatten(0, 1), table).view(x0_hat.shape[:2])
-    certain = (~barred).sum(1) == 1
-    moves = barred[torch.arange(len(barred), device=ids.device), ids] | certain
-    rows, places = moves.nonzero(as_tuple=True)
-    distance = torch.cdist(x0_hat[rows, places], table.to(x0_hat))
-    nearest = distance.masked_fill(barred[places], torch.inf).argmin(1)
-    moved = x0_hat.clone()
-    moved[rows, places] = table[nearest].to(x0_hat)
-    return moved

@@ -19,8 +19,8 @@ from cdlm import schema
 from cdlm.errors import CdlmError
 from cdlm.registry import Entry
 
-SETS = ("writes", "reads", "needs", "provides", "afterwards")
-"""What components declare about each other, and of which parameters no weight depends."""
+SETS = ("writes", "reads", "needs", "provides", "without", "afterwards")
+"""What components declare about each other, and a process of the recipe around it."""
 INJECTED = "dims"  # filled in by compose, no part of a recipe
 PLAIN_BASES = {"Module", "Protocol", "ABC", "Generic", "object"}  # bring no parameters
 FACTORIES: dict[str, Any] = {"list": [], "tuple": ()}

@@ -272,7 +272,7 @@ def _label(design: str, options: Options, baseline: Options) -> str:
 
 def _leaves(piece: Any, at: Key = ()) -> Iterator[Key]:
     """The keys of all that a piece sets."""
-    if isinstance(piece, dict) and piece:
+    if isinstance(piece, dict) and (piece or not at):
         for name, value in piece.items():
             yield from _leaves(value, (*at, name))
     else:

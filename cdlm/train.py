@@ -1,4 +1,4 @@
-"""The forward data flow: a batch of captions to a loss, and a loop that yields what happens."""
+"""The forward data flow: batches of captions to a process's loss, in a loop that yields events."""
 
 from __future__ import annotations
 
@@ -13,59 +13,11 @@ from torch import Generator, Tensor, nn
 
 from cdlm.data import Captions, mixed
 from cdlm.errors import CdlmError
-from cdlm.network import answer
-from cdlm.protocols import Schedule
-from cdlm.records import Batch, Condition, Event, Guess, Noised
+from cdlm.records import Event
 
 if TYPE_CHECKING:
     from cdlm.compose import Parts
     from cdlm.recipe import TrainTable
-
-
-def training_loss(parts: Parts, batch: Batch, rng: Generator) -> dict[str, Tensor]:
-    """Every term of the loss by name, weighted and averaged over the batch."""
-    mask = parts.length.mask(batch)
-    condition = withhold(batch, parts.guidance.drop, rng)
-    x0 = parts.embedding(batch.ids)
-    t, weight = parts.timesteps(len(x0), rng)
-    noised = corrupt(x0, parts.noise(x0, rng), t, parts.schedule)
-
-    def think(x_t: Tensor, t: Tensor) -> Tensor:
-        return answer(parts, x_t, t, condition, mask).x0_hat
-
-    before = parts.self_conditioning.practise(think, noised, parts.schedule, rng)
-    found = answer(parts, noised.x_t, t, condition, mask, before)
-    guess = Guess(
-        batch=batch,
-        condition=condition,
-        noised=noised,
-        mask=mask,
-        wanted=parts.target.encode(noised, parts.schedule),
-        got=found.said,
-        x0_hat=found.x0_hat,
-        spread=parts.variance(found.x0_hat.detach(), noised.x_t.detach(), t),
-        think=think,
-        embedding=parts.embedding,
-        schedule=parts.schedule,
-        guidance=parts.guidance,
-        length=parts.length,
-    )
-    terms = {name: loss.weight * loss(guess) for name, loss in parts.loss.items()}
-    parts.timesteps.observe(t, torch.stack(list(terms.values())).sum(0).detach())
-    return {name: (weight * term).mean() for name, term in terms.items()}
-
-
-def corrupt(x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Noised:
-    """x_t = alpha x0 + sigma eps. Shapes: x0, eps B L E, t B."""
-    level = schedule(t).over(x0)
-    return Noised(x0=x0, eps=eps, x_t=level.alpha * x0 + level.sigma * eps, t=t)
-
-
-def withhold(batch: Batch, drop: float, rng: Generator) -> Condition:
-    """The image is kept from a share `drop` of the captions."""
-    features = batch.features
-    draw = torch.rand(len(features), generator=rng, device=features.device)
-    return Condition(features=features, keep=draw >= drop, text=batch.text)
 
 
 # ------------------------------------------------------------------------------------ the learner
@@ -168,7 +120,7 @@ def _backward(
     for part in range(plan.accumulate):
         batch = data.batch(step * plan.accumulate + part, plan.batch, seed)
         with _precision(plan, learner.device):
-            terms = training_loss(parts, batch, rng)
+            terms = parts.process.loss(parts, batch, rng)
         torch.stack(list(terms.values())).sum().div(plan.accumulate).backward()
         for name, value in terms.items():
             total[name] = total.get(name, 0) + value.detach() / plan.accumulate

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from cdlm.gaussian import corrupt
 from cdlm.parts.samplers import Ddim, Ddpm, DpmSolver
 from cdlm.parts.schedules import Discrete, published
 from cdlm.parts.targets import X0, Eps, V
 from cdlm.protocols import Sampler, Target
 from cdlm.records import Estimate, State
 from cdlm.testing.examples import rng
-from cdlm.train import corrupt
 
 diffusers = pytest.importorskip("diffusers")
 

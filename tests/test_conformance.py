@@ -20,6 +20,8 @@ from cdlm.testing.examples import CAPTIONS, DIMS, IDS
 
 # -------------------------------------------------------------- what needs nothing but parameters
 
+test_gaussian = conformance("process", "gaussian")
+
 test_cosine = conformance("schedule", "cosine")
 test_cosine_noisier = conformance("schedule", "cosine", noise=4.0)
 test_linear = conformance("schedule", "linear")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cdlm.errors import CdlmError
+from cdlm.gaussian import Gaussian
 from cdlm.parts import grids, schedules
 from cdlm.parts.conditioning import TimeAdd
 from cdlm.parts.datasets.shapes.dataset import Shapes
@@ -87,6 +88,56 @@ breaks("schedule", "learns_or_is_fixed")(
 breaks("schedule", "works_in_a_captioner")(
     lambda: _levels(lambda t: t * math.nan, lambda t: t * math.nan)
 )
+
+# --------------------------------------------------------------------------------------- process
+
+
+def _process(**others: Any) -> Any:
+    return like(Gaussian(), **others)
+
+
+def _teaching(change: Callable[[Any, Any, Any, Any], Any]) -> Any:
+    """Its loss is that of the Gaussian process, called or changed in another way."""
+    return _process(loss=lambda self, *given: change(Gaussian().loss, *given))
+
+
+breaks("process", "gives_a_loss")(lambda: _teaching(lambda loss, *given: {"mse": torch.zeros(())}))
+breaks("process", "repeats")(
+    lambda: _teaching(
+        lambda loss, parts, batch, rng: {
+            name: term + torch.rand(()) for name, term in loss(parts, batch, rng).items()
+        }
+    )
+)
+breaks("process", "sees_the_image")(
+    lambda: _teaching(
+        lambda loss, parts, batch, rng: loss(
+            parts, replace(batch, features=torch.zeros_like(batch.features)), rng
+        )
+    )
+)
+breaks("process", "learns")(
+    lambda: _teaching(
+        lambda loss, *given: {name: 3 + 1e-9 * term for name, term in loss(*given).items()}
+    )
+)
+breaks("process", "obeys_constraints")(
+    lambda: _process(
+        words=lambda self, parts, *given: Gaussian().words(replace(parts, constraint=[]), *given),
+        sample=lambda self, parts, *given: Gaussian().sample(replace(parts, constraint=[]), *given),
+    )
+)
+breaks("process", "uses_what_it_does_not_go_without")(lambda: _process(without={"grid"}))
+breaks("process", "works_in_a_captioner")(
+    lambda: _teaching(lambda loss, *given: {"mse": math.nan * loss(*given)["mse"]})
+)
+
+
+@breaks("process", "goes_from_noise_to_text")
+def _stuck() -> Any:
+    """It says nothing of the last step."""
+    return _process(sample=lambda self, *given: list(Gaussian().sample(*given))[:-1])
+
 
 # ------------------------------------------------------------------------------------- timesteps
 

@@ -45,9 +45,9 @@ LISTS: dict[str, list[str]] = {  # what stands in a list besides the component i
     "metric": [],
 }
 PLAIN = {  # of each kind, what stands beside a pair that is refused, if it can
-    "dataset": "shapes", "encoder": "features", "tokenizer": "words", "length": "generated",
-    "embedding": "learned", "schedule": "cosine", "noise": "independent", "timesteps": "uniform",
-    "target": "x0", "conditioning": "time_add", "denoiser": "transformer",
+    "dataset": "shapes", "encoder": "features", "tokenizer": "words", "process": "gaussian",
+    "length": "generated", "embedding": "learned", "schedule": "cosine", "noise": "independent",
+    "timesteps": "uniform", "target": "x0", "conditioning": "time_add", "denoiser": "transformer",
     "self_conditioning": "none", "guidance": "none", "variance": "fixed", "loss": "mse",
     "rounding": "none", "grid": "uniform", "sampler": "ddim", "constraint": "size",
     "selection": "first", "metric": "bleu",

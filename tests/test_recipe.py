@@ -80,6 +80,11 @@ class Adaptive:
     """Reads all."""
     reads: ClassVar[set[str]] = {"tokens", "time"}
 
+class Masked:
+    """A process without a schedule."""
+    without: ClassVar[set[str]] = {"schedule"}
+    def __init__(self, *, steps: Positive = 9) -> None: ...
+
 class Broken:
     """Has a parameter that no recipe can say."""
     def __init__(self, *, path: Path) -> None: ...
@@ -89,6 +94,7 @@ NAMED = {
     "dataset": {"photos": "Photos", "scenes": "Scenes"},
     "metric": {"bleu": "Plain", "truth": "Truth", "jury": "Jury"},
     "conditioning": {"token": "Token", "film": "Film"},
+    "process": {"plain": "Plain", "masked": "Masked", "gaussian": "Plain"},
     "denoiser": {"sequence": "Sequence", "adaptive": "Adaptive"},
 }
 BASE = (
@@ -101,6 +107,7 @@ denoiser = { use = "sequence" }
 metric = [{ use = "bleu" }, { use = "truth" }]
 loss = [{ use = "plain" }]
 constraint = []
+process = { use = "plain" }
 """
     + "".join(
         f'{kind} = {{ use = "plain" }}\n'
@@ -158,7 +165,7 @@ def test_defaults_are_filled_in_and_values_know_their_origin(check: Check) -> No
     assert [choice.use for choice in it.many("metric")] == ["bleu", "truth"]
     assert it.sets == ["train.lr=1", "loss=[{use='plain'}]"]
     assert {key: it.origins[key] for key in ("train.steps", "train.batch", "train.lr")} == {
-        "train.steps": "base.toml:30",
+        "train.steps": "base.toml:31",
         "train.batch": "mine.toml:1",
         "train.lr": "--set",
     }
@@ -347,7 +354,7 @@ def test_a_mistake_of_set_is_placed_there(check: Check, sets: list[str], mistake
     assert mistake in said(check, "", *sets)
 
 
-@pytest.mark.parametrize("kind", IN_RECIPES)
+@pytest.mark.parametrize("kind", [kind for kind in IN_RECIPES if kind != "process"])
 def test_a_missing_kind_gets_an_example(registry: Registry, kind: str) -> None:
     values = {name: it for name, it in tomllib.loads(BASE).items() if name != kind}
     text = "".join(toml.pair(name, it) + "\n" for name, it in values.items())
@@ -355,6 +362,57 @@ def test_a_missing_kind_gets_an_example(registry: Registry, kind: str) -> None:
         recipe.loads(text, registry=registry)
     [mistake] = caught.value.mistakes
     assert str(mistake).startswith(f"recipe.toml: no {kind} is chosen\n    like {kind} = ")
+
+
+def test_a_recipe_without_a_process_is_gaussian(registry: Registry) -> None:
+    it = recipe.loads(BASE.replace('process = { use = "plain" }', ""), registry=registry)
+    assert it.one("process").use == "gaussian" and it.origins["process.use"] == "default"
+
+
+MASKED = 'process = { use = "masked" }\n'
+
+
+def test_kinds_that_a_process_goes_without_drop_out_of_what_it_extends(check: Check) -> None:
+    it = check(MASKED)
+    assert it.without == ["schedule"] and "schedule" not in it.values()
+    assert check().without == []
+    with pytest.raises(CdlmError, match="process masked has no schedule"):
+        it.one("schedule")
+
+
+def test_what_a_dropped_kind_said_counts_for_nothing(check: Check, registry: Registry) -> None:
+    """Neither for the hash, nor in the stored recipe, nor when more is set."""
+    one, other = (check(MASKED, *sets) for sets in ([], ["seed=0"]))
+    text = BASE.replace("offset = 0.01", "offset = 0.5")
+    base, mine = layers.parse(text, "base.toml"), layers.parse(MASKED, "mine.toml")
+    moved = recipe._resolved(layers.overlay(base, mine), "mine", [], [], registry)
+    assert one.hash == other.hash == moved.hash != check().hash
+    assert recipe.loads(one.toml(), registry=registry).hash == one.hash
+    assert one.with_sets(["process.steps=2"], registry).one("process").parameters == {"steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "sets", "place"),
+    [
+        (MASKED + "schedule.offset = 0.02", [], "mine.toml:2, schedule"),
+        (MASKED, ["schedule.offset=0.02"], "--set schedule.offset"),
+        (MASKED, ["schedule.use=linear"], "--set schedule.use"),
+        ("", ["process.use=masked", "schedule.use=linear"], "--set schedule.use"),
+    ],
+)
+def test_what_has_no_effect_is_refused(
+    check: Check, text: str, sets: list[str], place: str
+) -> None:
+    whole = said(check, text, *sets)
+    assert whole.startswith(f"{place}: process masked has no schedule\n    leave it out; ")
+    assert len(whole.splitlines()) == 2
+
+
+def test_what_has_no_effect_can_not_be_set_on_a_resolved_recipe(
+    check: Check, registry: Registry
+) -> None:
+    with pytest.raises(RecipeError, match="--set schedule: process masked has no schedule"):
+        check(MASKED).with_sets(["schedule.offset=0.02"], registry)
 
 
 def test_all_mistakes_are_told_at_once(check: Check) -> None:

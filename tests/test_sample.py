@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from cdlm.compose import Parts
 from cdlm.errors import CdlmError
+from cdlm.gaussian import to_allowed
 from cdlm.network import Network
 from cdlm.parts.conditioning import FeatureAdd
 from cdlm.parts.constraints import Size
@@ -23,7 +24,7 @@ from cdlm.parts.rounding import Clamp
 from cdlm.parts.samplers import Ddim, Ddpm
 from cdlm.protocols import Conditioning, Denoiser, Schedule
 from cdlm.records import Condition, State, Stream
-from cdlm.sample import captions, sample, to_allowed, to_possible, words
+from cdlm.sample import captions, sample, to_possible, words
 from cdlm.testing.examples import CAPTIONS, DIMS, LENGTHS, batch, condition, mask, rng, stir
 from cdlm.testing.whole import captioner, data, network
 

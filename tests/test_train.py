@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cdlm.compose import Parts
 from cdlm.errors import CdlmError
+from cdlm.gaussian import corrupt
+from cdlm.network import withhold
 from cdlm.parts.denoisers.transformer import Transformer
 from cdlm.parts.embeddings import Learned
 from cdlm.parts.guidance import Plain, Scale
@@ -26,14 +28,11 @@ from cdlm.testing.examples import CAPTIONS, DIMS, batch, rng
 from cdlm.testing.whole import captioner, data, network, plan, trained
 from cdlm.train import (
     Learner,
-    corrupt,
     learner,
     pace,
     restore,
     snapshot,
     train,
-    training_loss,
-    withhold,
 )
 
 PLAN = plan(steps=12, batch=2, accumulate=2, ema=0.9, warmup=3, checkpoint_every=5)
@@ -148,7 +147,7 @@ def test_the_gradient_of_accumulated_batches_is_the_mean_of_theirs() -> None:
     again = captioner()
     draws = rng()  # of (seed 0, step 0), through both batches
     losses = [
-        sum(training_loss(again, data(again).batch(k, 2, 0), draws).values(), torch.zeros(()))
+        sum(again.process.loss(again, data(again).batch(k, 2, 0), draws).values(), torch.zeros(()))
         for k in (0, 1)
     ]
     mean = torch.stack(losses).mean()
@@ -170,7 +169,8 @@ def test_timesteps_hear_of_every_loss_at_its_time() -> None:
             self.heard = t, loss
 
     ear = Listening()
-    terms = training_loss(captioner(timesteps=ear), batch(), rng())
+    parts = captioner(timesteps=ear)
+    terms = parts.process.loss(parts, batch(), rng())
     t, loss = ear.heard
     assert torch.equal(t, ear.t) and not loss.requires_grad
     total = sum(value.item() for value in terms.values())
@@ -228,7 +228,8 @@ def test_the_loss_is_the_sum_of_its_weighted_terms() -> None:
             "rounding": Rounding(weight=weights["rounding"]),
         }
         with torch.no_grad():
-            values = training_loss(captioner(loss=chosen), batch(), rng())
+            parts = captioner(loss=chosen)
+            values = parts.process.loss(parts, batch(), rng())
         return {name: float(value) for name, value in values.items()}
 
     one, other = terms(mse=1.0, rounding=1.0), terms(mse=0.5, rounding=3.0)

@@ -1,22 +1,145 @@
-"""Rounding to the nearest word."""
+"""The public operations: one promise on every device and by every path.
+
+The token is argmax_v x . e_v - ||e_v||^2 / 2, the nearest word, in exact arithmetic of the float32
+inputs (16-bit inputs are float32 numbers too), the lowest id where words tie. A row with a NaN or
+an infinity has no nearest word: its token is 0, and what is rounded from it stays NaN.
+
+Both are torch operations (`torch.ops.cdlm`), which `torch.compile` and CUDA graphs capture.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-ROWS = 4096  # rows at a time, so that no N x V matrix is ever whole in memory
+from cdlm.kernels import cpu
+from cdlm.kernels.exact import reference
+from cdlm.kernels.noise import noise
+from cdlm.kernels.words import Halves, WordTable, look_over
 
 
-def nearest_token(x: Tensor, table: Tensor) -> Tensor:
-    """The word nearest to each row.
+def nearest_token(x: Tensor, table: Tensor | WordTable) -> Tensor:
+    """The word nearest to each vector.
 
-    argmin_v ||x_n - e_v||^2 = argmax_v (x_n . e_v - ||e_v||^2 / 2).
-
-    Shapes: x N E, table V E -> ids N, int64. Computed in float32 (float64 for float64 inputs).
+    Shapes: x ... E, table V E -> ids ..., int64. A table that is asked more than once is better
+    prepared (`prepare_table`). float64 inputs take the slow reference. Raises ValueError where
+    widths differ or the table is not finite.
     """
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    words = table.to(wide)
-    bias = -0.5 * words.square().sum(1)
-    rows = (torch.addmm(bias, part.to(wide), words.T).argmax(1) for part in x.split(ROWS))
-    return torch.cat(list(rows))
+    if isinstance(table, WordTable):
+        _check(x, table.width)
+        return torch.ops.cdlm.nearest_word(x, *_flat(table))
+    _check(x, table.shape[-1])
+    return torch.ops.cdlm.nearest_token(x, table)
+
+
+def round_and_step(
+    x0_hat: Tensor,
+    x_t: Tensor,
+    table: Tensor | WordTable,
+    a: float,
+    b: float,
+    sigma: float,
+    seed: int | Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Rounding and the sampler's step in one: x_s = a e_id + b x_t + sigma z, id nearest to x0_hat.
+
+    z is standard normal and depends on the seed and the place alone (`cdlm.kernels.noise`). A seed
+    in a tensor (1, int64, on the device) may change between replays of a CUDA graph.
+    Shapes: x0_hat, x_t ... E -> x_s ... E of x_t's type, ids ..., int64. Rows that are not finite
+    give NaN. Raises ValueError as `nearest_token` does.
+    """
+    if not isinstance(table, WordTable):
+        table = look_over(table.detach().float().contiguous())
+    _check(x0_hat, table.width)
+    if x_t.shape != x0_hat.shape:
+        raise ValueError(f"x0_hat is {tuple(x0_hat.shape)}, x_t {tuple(x_t.shape)}")
+    if not isinstance(seed, Tensor):
+        seed = torch.tensor([seed], device=x_t.device)
+    return torch.ops.cdlm.round_and_step(x0_hat, x_t, *_flat(table), a, b, sigma, seed)
+
+
+def _check(x: Tensor, width: int) -> None:
+    if x.shape[-1] != width:
+        raise ValueError(f"the vectors are {x.shape[-1]} wide, the words {width}")
+
+
+# ------------------------------------------------------------- as torch knows them: tensors, numbers
+
+
+@torch.library.custom_op("cdlm::nearest_token", mutates_args=())
+def _nearest_token(x: Tensor, table: Tensor) -> Tensor:
+    if torch.float64 in (x.dtype, table.dtype):
+        return reference(x.flatten(0, -2), table).view(x.shape[:-1])
+    return _find(x, look_over(table.detach().float().contiguous()))
+
+
+@torch.library.custom_op("cdlm::nearest_word", mutates_args=())
+def _nearest_word(x: Tensor, tensors: list[Tensor], numbers: list[float]) -> Tensor:
+    return _find(x, _table(tensors, numbers))
+
+
+@torch.library.custom_op("cdlm::round_and_step", mutates_args=())
+def _round_and_step(
+    x0_hat: Tensor,
+    x_t: Tensor,
+    tensors: list[Tensor],
+    numbers: list[float],
+    a: float,
+    b: float,
+    sigma: float,
+    seed: Tensor,
+) -> tuple[Tensor, Tensor]:
+    table = _table(tensors, numbers)
+    if x_t.device.type != "cuda":
+        ids = _find(x0_hat, table)
+        x_s = a * table.words[ids] + b * x_t + 0.0 * x0_hat  # 0 NaN is NaN: it stays seen
+        if sigma:
+            x_s = x_s + sigma * noise(seed, x_t.shape)
+        return x_s.to(x_t.dtype), ids
+    from cdlm.kernels import gpu
+
+    rows, now = x0_hat.flatten(0, -2), x_t.contiguous()
+    step = gpu.Step(now, torch.empty_like(now), seed, a, b, sigma)
+    return step.x_s, gpu.nearest(rows, table, step).view(x_t.shape[:-1])
+
+
+@torch.library.register_fake("cdlm::nearest_token")
+def _(x: Tensor, table: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:-1], dtype=torch.long)
+
+
+@torch.library.register_fake("cdlm::nearest_word")
+def _(x: Tensor, tensors: list[Tensor], numbers: list[float]) -> Tensor:
+    return x.new_empty(x.shape[:-1], dtype=torch.long)
+
+
+@torch.library.register_fake("cdlm::round_and_step")
+def _(x0_hat, x_t, tensors, numbers, a, b, sigma, seed):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x_t), x_t.new_empty(x_t.shape[:-1], dtype=torch.long)
+
+
+def _find(x: Tensor, table: WordTable) -> Tensor:
+    rows = x.detach().flatten(0, -2)
+    if x.device.type == "cuda":
+        from cdlm.kernels import gpu  # only where there is a GPU: Triton is slow to import
+
+        return gpu.nearest(rows, table).view(x.shape[:-1])
+    return cpu.nearest(rows.float(), table).view(x.shape[:-1])
+
+
+def _flat(table: WordTable) -> tuple[list[Tensor], list[float]]:
+    """The table as a torch operation can be given it."""
+    tensors, numbers = [table.words, table.bias], [table.radius]
+    if table.words.device.type == "cuda":
+        half = table.halves
+        tensors += [table.mean, half.words, half.bias]
+        numbers += [half.scale, half.spread, half.lost, half.constant]
+    return tensors, numbers
+
+
+def _table(tensors: list[Tensor], numbers: list[float]) -> WordTable:
+    words, bias, *more = tensors
+    table = WordTable(words=words, bias=bias, radius=numbers[0])
+    if more:  # what is found out when asked for is known already
+        vars(table).update(mean=more[0], halves=Halves(*more[1:], *numbers[1:]))
+    return table

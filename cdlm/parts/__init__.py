@@ -28,6 +28,9 @@ BUILT_IN = {
         "bpe": "cdlm.parts.tokenizers:Bpe",
         "hugging_face": "cdlm.parts.tokenizers:HuggingFace",
     },
+    "process": {
+        "gaussian": "cdlm.gaussian:Gaussian",
+    },
     "length": {
         "generated": "cdlm.parts.lengths:Generated",
         "histogram": "cdlm.parts.lengths:Histogram",

@@ -81,6 +81,7 @@ class TimeAdd(nn.Module):
     Shapes: B M H.   Units: t in [0, 1].   Source: Ho et al. 2020, appendix B.
     """
 
+    needs: ClassVar[set[str]] = {"times"}
     writes: ClassVar[set[str]] = set()
     extra = 0
 
@@ -99,6 +100,7 @@ class TimeToken(nn.Module):
     Source: Bao et al. 2023 (U-ViT), section 3: "all as tokens".
     """
 
+    needs: ClassVar[set[str]] = {"times"}
     writes: ClassVar[set[str]] = {"tokens"}
     extra = 1
 
@@ -118,6 +120,7 @@ class TimeNorm(nn.Module):
     Shapes: B H.   Units: t in [0, 1].   Source: Peebles & Xie 2023 (DiT), section 3.2, adaLN.
     """
 
+    needs: ClassVar[set[str]] = {"times"}
     writes: ClassVar[set[str]] = {"time"}
     extra = 0
 

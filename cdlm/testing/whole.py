@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdlm.compose import SINGLE, Parts
+from cdlm import plugins, signature
+from cdlm.compose import SINGLE, Parts, make
 from cdlm.data import Captions
+from cdlm.gaussian import Gaussian
 from cdlm.network import Network
 from cdlm.parts import grids
 from cdlm.parts.conditioning import CrossAttention, ExtraToken, TimeAdd, TimeNorm
@@ -32,7 +34,7 @@ from cdlm.parts.timesteps import Uniform
 from cdlm.parts.tokenizers import Words
 from cdlm.parts.variances import Fixed
 from cdlm.protocols import Conditioning, Denoiser
-from cdlm.recipe import TrainTable
+from cdlm.recipe import Choice, TrainTable
 from cdlm.records import Condition
 from cdlm.sample import captions, sample
 from cdlm.testing.examples import CAPTIONS, DIMS, IDS, rng
@@ -62,6 +64,7 @@ def captioner(**others: Any) -> Parts:
             "dims": DIMS,
             "encoder": NoEncoder(),
             "tokenizer": Words(),
+            "process": Gaussian(),
             "length": Generated(dims=DIMS),
             "embedding": Learned(dims=DIMS),
             "schedule": Cosine(),
@@ -119,15 +122,20 @@ def trained(parts: Parts, **others: Any) -> dict[str, float]:
     return {event.name: event.value for event in events}
 
 
+def around(kind: str, component: Any) -> Parts:
+    """A tiny captioner with this component in its place, and beside it what it needs."""
+    return captioner(**_placed(kind, component))
+
+
 def check_captioner_works(kind: str, component: Any) -> None:
     """With this component in place a captioner trains with finite loss, and samples captions."""
-    parts = captioner(**_placed(kind, component))
+    parts = around(kind, component)
     assert math.isfinite(trained(parts)["loss"]), "the loss is not finite"
     parts.modules().eval()
     features = data(parts).features
     condition = Condition(features=features, keep=torch.ones(len(IDS), dtype=torch.bool))
     mask = parts.length.draw(condition, rng())
-    *_, last = sample(parts, condition, mask, parts.sampler.steps, rng())
+    *_, last = sample(parts, condition, mask, None, rng())
     assert bool(last.x.isfinite().all()), "the sample is not finite"
     said = [it.caption for it in captions(parts, features, rng())]
     assert [type(text) for text in said] == [str] * len(IDS), f"captions are texts, got {said}"
@@ -148,4 +156,17 @@ def _placed(kind: str, component: Any) -> dict[str, Any]:
         return {"network": network(mode=component)}
     if kind == "denoiser":
         return {"network": network(denoiser=component)}
+    if kind == "process":
+        return {"process": component} | _reader(component)
     return {kind: component}
+
+
+def _reader(process: Any) -> dict[str, Any]:
+    """The network of a process that needs another denoiser than the usual: the first that fits."""
+    needs: set[str] = getattr(process, "needs", set())
+    for entry in plugins.load().registry.entries():
+        provided = signature.read(entry).sets.get("provides", frozenset())
+        if entry.kind == "denoiser" and needs & provided:
+            denoiser = make(Choice("denoiser", entry.name, {}), dims=DIMS)
+            return {"network": network(denoiser=denoiser)}
+    return {}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
+from cdlm.gaussian import corrupt
 from cdlm.parts.losses import (
     L1,
     Anchor,
@@ -30,7 +31,6 @@ from cdlm.parts.targets import Eps, V
 from cdlm.records import Guess, Level
 from cdlm.testing.examples import DIMS, LENGTHS, guess, noised, quarter_circle, rng, saying
 from cdlm.testing.oracles import step_back
-from cdlm.train import corrupt
 
 Z = guess()
 

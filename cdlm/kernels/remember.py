@@ -1,0 +1,104 @@
+"""Rounding that remembers: between two denoising steps most rows keep their word."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cdlm.kernels import cpu
+from cdlm.kernels.cpu import margin
+from cdlm.kernels.exact import GATHERED, settle
+from cdlm.kernels.words import WordTable
+
+
+class Remember:
+    """The nearest word of every row, step after step, by what the steps before have shown.
+
+    1. ||x - e_a|| is less than half of e_a's distance to its nearest other word: it is still a
+       (Elkan 2003, lemma 1).
+    2. Of each row's last scan, at x_ref, its best blocks of words are remembered, and what no word
+       of each block, and of the rest, scored above. None can have risen by more than
+       (x - x_ref) . mean + ||x - x_ref|| max ||e_v - mean||: blocks that cannot reach the row's
+       token are passed over, and if the best of the others is above the rest, it wins.
+    3. All other rows are scanned anew.
+
+    The tokens are those of `nearest_token`, always. One such object for one sequence of calls with
+    as many rows each. It waits for the device between its parts, so a CUDA graph can't hold it.
+    """
+
+    def __init__(self, table: WordTable):
+        self.table = table
+        self.unchanged = 0  # rows whose token was the same in the last two calls
+        self.scanned = 0  # rows that were scanned in the last call
+        self._ids: Tensor | None = None
+        self._seen = self._words = self._ceilings = table.bias  # of the last scan of each row
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The nearest words. Shapes: N E -> ids N, int64."""
+        x = x.detach().float()
+        if self._ids is None or len(self._ids) != len(x):
+            self._ids, self._words, self._ceilings = _search(x, self.table)
+            self._seen = x.clone()
+            self.unchanged, self.scanned = 0, len(x)
+            return self._ids.clone()
+        before = self._ids.clone()
+        rows = (~self._kept(x)).nonzero()[:, 0]
+        known = [self._recall(x, some) for some in rows.split(self._rows_at_a_time())]
+        self._scan(x, rows[~torch.cat(known)])
+        self.unchanged = int((self._ids == before).sum())
+        return self._ids.clone()
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """Rows that are nearer to their word than half way to any other. -> N, bool."""
+        far = torch.linalg.vector_norm(x - self.table.words[self._ids], dim=1)
+        return far * (1 + self.table.width * 2.0**-22) < self.table.half_gaps(self._ids)
+
+    def _rows_at_a_time(self) -> int:
+        return max(1, GATHERED // (self._words[:1].numel() * self.table.width))
+
+    def _recall(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Decide those of the rows that their remembered blocks can decide. -> of rows, bool.
+
+        A block is looked at only where it may hold a word that scores above the row's token.
+        """
+        here, table = x[rows], self.table
+        error = margin(torch.linalg.vector_norm(here, dim=1), table)
+        ceilings = self._ceilings[rows] + self._rise(here, rows)[:, None]
+        held = self._ids[rows]
+        top = (here * table.words[held]).sum(1) + table.bias[held]
+        row, block = (ceilings[:, :-1] >= (top - error)[:, None]).nonzero(as_tuple=True)
+        words = self._words[rows[row], block]
+        vectors = table.words.index_select(0, words.flatten()).view(*words.shape, table.width)
+        scores = torch.einsum("pke,pe->pk", vectors, here[row]) + table.bias[words]
+        top = top.scatter_reduce(0, row, scores.amax(1), "amax")
+        known = top - error > ceilings[:, -1]
+        near, place = (known[row, None] & (scores >= (top - 2 * error)[row, None])).nonzero(
+            as_tuple=True
+        )
+        found = settle(here, table.words, row[near], words[near, place], table.radius)
+        self._ids[rows] = torch.where(known, found, held)
+        return known
+
+    def _rise(self, here: Tensor, rows: Tensor) -> Tensor:
+        """How much more any word may score now than at the row's last scan. Shapes: P E -> P."""
+        moved = here - self._seen[rows]
+        rounding = self.table.width * 2.0**-21
+        room = self.table.spread + rounding * self.table.radius
+        drift = torch.linalg.vector_norm(moved, dim=1)
+        return moved @ self.table.mean + drift * room * (1 + rounding)
+
+    def _scan(self, x: Tensor, rows: Tensor) -> None:
+        self.scanned = len(rows)
+        if len(rows):
+            self._seen[rows] = x[rows]
+            found = _search(x[rows], self.table)
+            self._ids[rows], self._words[rows], self._ceilings[rows] = found
+
+
+def _search(x: Tensor, table: WordTable) -> tuple[Tensor, Tensor, Tensor]:
+    """Nearest words, the best blocks of words, and their ceilings: see `cpu.search`."""
+    if x.device.type == "cuda":
+        from cdlm.kernels import gpu
+
+        return gpu.search(x, table)
+    return cpu.search(x, table)
