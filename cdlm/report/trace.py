@@ -34,7 +34,7 @@ class Traces:
 
     split: str
     step: int  # of the weights
-    sampler: str
+    sampler: str  # or the process, where that is what steps
     captions: int  # of the batch
     times: list[float]  # t after each step; 1 for the noise
     share: list[float]  # of all final words, ends included, that have settled at each step
@@ -51,7 +51,7 @@ def follow(job: Job, count: int, tell: Tell = silent) -> Traces:
     split, table = job.split(plan.split), job.features(plan.split, tell)
     copies = parts.selection.count
     rows = table[: plan.limit or None][: max(1, plan.batch // copies)].to(job.device)
-    times, said = _states(parts, rows.repeat_interleave(copies, 0), job.recipe.seed, tell)
+    times, said = _states(job, rows.repeat_interleave(copies, 0), tell)
     ids = said[:, ::copies]
     settled = settling(ids)
     spoken = up_to_end(ids[-1], parts.tokenizer.end) & (ids[-1] != parts.tokenizer.pad)
@@ -59,7 +59,7 @@ def follow(job: Job, count: int, tell: Tell = silent) -> Traces:
     return Traces(
         split=plan.split,
         step=step,
-        sampler=job.recipe.one("sampler").use,
+        sampler=job.recipe.one(job.recipe.stepped_by).use,
         captions=len(rows),
         times=times,
         share=[float((settled <= i)[spoken].float().mean()) for i in range(len(times))],
@@ -73,14 +73,15 @@ def read(text: str) -> Traces:
     return Traces(**facts | {"traces": [Trace(**it) for it in facts["traces"]]})
 
 
-def _states(parts: Parts, rows: Tensor, seed: int, tell: Tell) -> tuple[list[float], Tensor]:
+def _states(job: Job, rows: Tensor, tell: Tell) -> tuple[list[float], Tensor]:
     """The times of all states, and the words at each: S, S B L."""
-    rng = Generator(rows.device).manual_seed(seed)
+    parts, rng = job.parts, Generator(rows.device).manual_seed(job.recipe.seed)
+    steps = job.recipe.one(job.recipe.stepped_by).parameters.get("steps") or parts.dims.length
     keep = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     condition = Condition(features=rows, keep=keep)
     mask = to_possible(parts, parts.length.draw(condition, rng))
-    times, said, steps = list[float](), list[Tensor](), parts.sampler.steps
-    for state in sample(parts, condition, mask, steps, rng):
+    times, said = list[float](), list[Tensor]()
+    for state in sample(parts, condition, mask, None, rng):
         tell("tracing", len(said), steps, f"t = {state.t:.2f}")
         times.append(float(state.t))
         said.append(words(parts, state, mask).cpu())
