@@ -101,7 +101,8 @@ def quality(runs: Sequence[Facts]) -> list[Chart]:
 def _quality(measured: dict[str, Frontier], metric: str, timed: bool) -> dict[str, Points]:
     """Of one run a curve for each sampler; of several, each run's best."""
     if len(measured) > 1:
-        return {name: _best(it, metric, timed) for name, it in measured.items()}
+        best = {name: _best(it, metric, timed) for name, it in measured.items()}
+        return {name: points for name, points in best.items() if points[0]}
     (found,) = measured.values()
     return _ways(found, metric, timed)
 

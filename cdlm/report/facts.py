@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from cdlm import checkpoint
 from cdlm import recipe as recipes
 from cdlm.compare import Draws
 from cdlm.compose import dataset, metrics
@@ -34,7 +33,6 @@ class Facts:
     recipe: Recipe
     provenance: dict[str, Any]
     summary: dict[str, Any] = field(default_factory=dict)
-    weights: int = 0  # numbers that make up the network, embeddings included
     curves: dict[str, Curve] = field(default_factory=dict)  # what training logged, by name
     split: Split | None = None  # the images that were captioned, where their files are there
     answers: Answers | None = None
@@ -67,7 +65,6 @@ def gather(run: RunDir, label: str, kept: Kept, frontier: bool = True) -> Facts:
     if not facts.curves:
         facts.missing["learning curves"] = "nothing was logged: it has not been trained yet"
     _read_answers(facts, kept)
-    facts.weights = _try(facts, "number of weights", lambda: _weights(run)) or 0
     facts.probe = _try(facts, "restoration curve", kept.probe)
     if frontier or kept.has_frontier:
         facts.frontier = _try(facts, "quality against steps", kept.frontier)
@@ -93,13 +90,6 @@ def _curves(run: RunDir) -> dict[str, Curve]:
             steps.append(record["step"])
             values.append(record["value"])
     return curves
-
-
-def _weights(run: RunDir) -> int:
-    found = checkpoint.newest(run.checkpoints)
-    if found is None:
-        raise CdlmError("there is no sound checkpoint")
-    return sum(it.numel() for it in found.tensors["weights"].values())
 
 
 # ----------------------------------------------------------------------------------------- scores
