@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -554,6 +555,56 @@ def probe(
     )
     print("\n".join(probes.verdicts(found)))
     print(f"chart: {probes.write(found, job.run.path / 'probe', job.recipe.name)}")
+
+
+class Format(StrEnum):
+    """What `report` can write."""
+
+    html = "html"
+    md = "md"
+    latex = "latex"
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    format_: Annotated[
+        list[Format] | None,
+        typer.Option("--format", help="May be repeated; html unless given."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="RUN/report, or ./report for several runs, unless given."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything anew.")] = False,
+    no_sampling: Annotated[
+        bool, typer.Option("--no-sampling", help="Leave out what was not measured before.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Write a page on a run, or on several side by side, to show to others.
+
+    Like: cdlm report RUN --format html --format latex. One file, which needs no network: scores
+    with intervals, learning curves, restoration, quality against cost, a gallery, a denoising
+    trace, provenance, the recipe. What needs sampling (as cdlm probe and cdlm frontier do it) is
+    done once, and kept in the run's folder. Of several runs the first is the one that the others
+    are compared with. md and latex are the table of scores alone.
+    """
+    from cdlm import progress
+    from cdlm import report as reports
+
+    _use_threads(threads)
+    folder = out or (runs[0] / "report" if len(runs) == 1 else Path("report"))
+    formats = [it.value for it in format_ or [Format.html]]
+    with progress.bars() as tell:
+        written = reports.report(
+            runs, folder, formats, device=device, fresh=fresh, sampling=not no_sampling, tell=tell
+        )
+    for run, what, why in written.missing:
+        _note(f"left out of {run}: {what}: {why}")
+    for path in written.files:
+        print(f"report: {path} ({path.stat().st_size / 1e6:.2f} MB)")
 
 
 # ----------------------------------------------------------------------------------------- looking
