@@ -20,7 +20,7 @@ from cdlm import recipe as recipes
 from cdlm import rundir
 from cdlm.compose import Parts, make
 from cdlm.gaussian import corrupt
-from cdlm.kernels.nearest import nearest_token
+from cdlm.kernels import nearest_token
 from cdlm.network import answer
 from cdlm.progress import Tell, silent
 from cdlm.protocols import Split
@@ -154,7 +154,7 @@ def _counted(parts: Parts, batch: Batch) -> Tensor:
 
 def _share(parts: Parts, batch: Batch, x0_hat: Tensor) -> float:
     """The share of words to which an estimate B L E is nearest."""
-    ids = nearest_token(x0_hat.flatten(0, 1), parts.embedding.table()).view(batch.ids.shape)
+    ids = nearest_token(x0_hat, parts.embedding.table())
     return float((ids == batch.ids)[_counted(parts, batch)].float().mean())
 
 

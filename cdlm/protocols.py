@@ -303,8 +303,10 @@ class Guidance(Protocol):
 class Rounding(Protocol):
     """kind `rounding`: what is done to the estimate of x0 before the sampler uses it."""
 
-    def __call__(self, x0_hat: Tensor, t: float, embedding: Embedding) -> Tensor:
-        """B L E -> B L E."""
+    def __call__(
+        self, x0_hat: Tensor, t: float, embedding: Embedding, nearest: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """B L E -> B L E. `nearest` gives for each vector that of its nearest word."""
 
 
 class Grid(Protocol):

@@ -369,7 +369,7 @@ breaks("guidance", "works_in_a_captioner")(lambda: _guided(lambda with_, _: with
 
 
 def _rounded(call: Callable[[Tensor, Any], Tensor]) -> Any:
-    return like(Free(), __call__=lambda self, x, t, embedding: call(x, embedding))
+    return like(Free(), __call__=lambda self, x, t, embedding, _: call(x, embedding))
 
 
 breaks("rounding", "counts_each_caption_alone")(lambda: _rounded(lambda x, _: x - x.mean(0)))
