@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -224,6 +225,12 @@ def _cells(found: Frontier) -> Iterator[list[Text]]:
         ]
         values[0] = Text("* " if point in found.best else "") + values[0]
         yield [*map(Text, numbers), *values]
+
+
+def read(text: str) -> Frontier:
+    """What `write` wrote into frontier.json. Raises ValueError, KeyError, TypeError."""
+    facts = json.loads(text)
+    return Frontier(**facts | {"points": [Point(**it) for it in facts["points"]]})
 
 
 def write(found: Frontier, folder: Path, title: str) -> Path:

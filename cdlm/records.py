@@ -14,7 +14,7 @@ One letter, one meaning, in every docstring and every shape suffix of cdlm:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cdlm.protocols import Embedding, Encoder, Guidance, Length, Schedule
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,24 @@ class Level:
         return Level(self.alpha.view(shape), self.sigma.view(shape))
 
 
+@dataclass(frozen=True)
+class Once:
+    """What is made of a tensor once for all steps of sampling; in training it is made every time.
+
+    The image does not change from step to step, nor do its tokens or their keys and values.
+    """
+
+    made: dict[object, tuple[Tensor, Any]] | None = None  # None: nothing is kept
+
+    def __call__(self, owner: object, of: Tensor, make: Callable[[], T]) -> T:
+        """What `make` says of this very tensor, for this owner; another tensor is asked anew."""
+        if self.made is None:
+            return make()
+        if owner not in self.made or self.made[owner][0] is not of:
+            self.made[owner] = (of, make())
+        return self.made[owner][1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Captions and the features of their images."""
@@ -70,6 +91,7 @@ class Condition:
     features: Tensor  # B N C
     keep: Tensor  # B, bool
     text: Tensor | None = None  # B 1 C: the caption's own feature, in training alone
+    once: Once = Once()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +114,7 @@ class Stream:
     text: slice  # where the L caption positions stand within M
     time: Tensor | None = None  # B H: for denoisers with adaptive normalisation
     context: Tensor | None = None  # B N H: for denoisers with cross-attention
+    once: Once = Once()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,5 +197,5 @@ class Event:
     """Something that happened in a run: a logged value, a checkpoint due, an end."""
 
     step: int
-    name: str  # "loss", "loss/mse", "learning_rate", "captions_per_second", "checkpoint", ...
+    name: str  # "loss", "loss/mse", "learning_rate", "checkpoint", "step", "score/BLEU-4", ...
     value: float

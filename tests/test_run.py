@@ -28,6 +28,8 @@ from cdlm.run import (
     altered,
     answers_of,
     begin,
+    begin_point,
+    borrow,
     choose_device,
     evaluate_run,
     train_run,
@@ -370,3 +372,60 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file, by its path."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# -------------------------------------------------------------------------- another run's weights
+
+
+def beside(tiny_recipe: Path, root: Path, *sets: str) -> tuple[RunDir, bool]:
+    """A new run of the tiny recipe, set otherwise, and whether it found weights to borrow."""
+    asked = load(tiny_recipe, sets)
+    run = begin_point(asked, root, [])
+    return run, borrow(run, asked, root) is not None
+
+
+@pytest.mark.parametrize(
+    ("sets", "found"),
+    [
+        (["sampler.steps=3", "evaluate.limit=2"], True),
+        (["guidance.scale=3.0"], True),
+        (["guidance.drop=0.2"], False),
+        (["train.lr=1e-4"], False),
+        (["seed=1"], False),
+    ],
+)
+def test_weights_are_borrowed_of_a_run_that_was_trained_in_the_same_way(
+    tiny_recipe: Path, tiny_run: Finished, tmp_path: Path, sets: list[str], found: bool
+) -> None:
+    shutil.copytree(tiny_run.path.parents[1], tmp_path / "runs")
+    run, borrowed = beside(tiny_recipe, tmp_path / "runs", *sets)
+    assert borrowed == found
+    assert (run.last_step == 160) == found
+    if found:
+        job = Job.open(run, "cpu")
+        train_run(job)  # there is nothing left to train
+        assert evaluate_run(job).step == 160
+
+
+def test_weights_of_a_half_trained_run_are_not_borrowed(
+    tiny_recipe: Path, tiny_run: Finished, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run.path.parents[1], tmp_path / "runs")
+    other = next((tmp_path / "runs").glob("*/*"))
+    shutil.rmtree(other / "checkpoints" / "step-00000160")
+    assert not beside(tiny_recipe, tmp_path / "runs", "sampler.steps=3")[1]
+
+
+def test_a_recipe_that_has_a_run_anywhere_gets_that_one(
+    tiny_recipe: Path, tiny_run: Finished, tmp_path: Path
+) -> None:
+    place = Path(
+        shutil.copytree(tiny_run.path, tmp_path / "runs" / "elsewhere" / tiny_run.path.name)
+    )
+    assert begin_point(load(tiny_recipe), tmp_path / "runs", []).path == place
+
+
+def test_a_runs_summary_says_how_long_it_trained_and_how_large_it_is(tiny_run: Finished) -> None:
+    summary = RunDir(tiny_run.path).summary()
+    assert 0 < summary["training_seconds"] < 120
+    assert summary["parameters"] > 1000

@@ -64,9 +64,7 @@ def _search_apart(x: Tensor, table: WordTable, keep: int, fits: Tensor) -> Found
     return ids, words, ceilings
 
 
-def _best_blocks(
-    best: Tensor, error: Tensor, table: WordTable, keep: int
-) -> tuple[Tensor, Tensor]:
+def _best_blocks(best: Tensor, error: Tensor, table: WordTable, keep: int) -> tuple[Tensor, Tensor]:
     """The words of each row's best blocks, N K block, and all ceilings, N K+1."""
     keep = min(keep, len(best))
     if not keep:
