@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-LESSER = {"bleu_1", "bleu_2", "bleu_3"}  # in frontier.json, but not shown: BLEU-4 speaks for them
+LESSER = {  # in frontier.json, but not shown: BLEU-4 speaks for them, or more is not better
+    "bleu_1", "bleu_2", "bleu_3",
+    "distinct_1", "distinct_2", "vocabulary", "unique_captions", "self_bleu_4",
+    "novel_captions", "novel_4grams", "repeated_bigrams", "doubled_words",
+    "words", "reference_words", "empty_captions",
+}  # fmt: skip
 
 log = logging.getLogger(__name__)
 
