@@ -1,6 +1,7 @@
 """TOML files that extend each other, and --set on top: one tree that knows each value's origin.
 
 Tables merge by key; lists replace; a table with another `use` than the one below replaces it whole.
+A table whose keys are numbers changes items of the list below: `loss.1.weight = 0.5`.
 """
 
 from __future__ import annotations
@@ -240,6 +241,10 @@ def _chooses_process(values: dict[str, Any]) -> bool:
 
 
 def _merge(below: Any, above: Any) -> Any:
+    if isinstance(below, list) and isinstance(above, dict) and above:
+        items = {str(i): it for i, it in enumerate(below)}
+        if above.keys() <= items.keys():  # `loss.1.weight = 0.5` changes one item
+            return list((items | {i: _merge(items[i], it) for i, it in above.items()}).values())
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
     if "use" in above and "use" in below and above["use"] != below["use"]:

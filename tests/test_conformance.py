@@ -182,6 +182,8 @@ test_repetition = conformance("metric", "repetition", waive=ALONE)
 test_caption_length = conformance("metric", "caption_length", waive=ALONE)
 test_true_caption = conformance("metric", "true_caption")
 
+test_local = conformance("launcher", "local")
+
 # ---------------------------------------------------------------------- what needs files of its own
 
 

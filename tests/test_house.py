@@ -20,11 +20,11 @@ from cdlm.registry import KINDS, Entry
 ROOT = Path(cdlm.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 SPINE = (
-    "cdlm", "cdlm.blame", "cdlm.charts", "cdlm.cli", "cdlm.contract", "cdlm.describe",
-    "cdlm.doctor", "cdlm.errors", "cdlm.foreign", "cdlm.layers", "cdlm.parts", "cdlm.places",
-    "cdlm.plugins", "cdlm.progress", "cdlm.protocols", "cdlm.recipe", "cdlm.records",
-    "cdlm.registry", "cdlm.rundir", "cdlm.scaffold", "cdlm.schema", "cdlm.signature", "cdlm.toml",
-    "cdlm.values",
+    "cdlm", "cdlm.blame", "cdlm.board", "cdlm.charts", "cdlm.cli", "cdlm.compare", "cdlm.conduct",
+    "cdlm.contract", "cdlm.describe", "cdlm.doctor", "cdlm.errors", "cdlm.foreign", "cdlm.layers",
+    "cdlm.outcome", "cdlm.parts", "cdlm.places", "cdlm.plugins", "cdlm.progress", "cdlm.protocols",
+    "cdlm.recipe", "cdlm.records", "cdlm.registry", "cdlm.rundir", "cdlm.scaffold", "cdlm.schema",
+    "cdlm.signature", "cdlm.stop", "cdlm.study", "cdlm.toml", "cdlm.values",
 )  # fmt: skip
 HEAVY = (
     "torch",
@@ -124,9 +124,9 @@ def test_the_spine_is_all_that_is_not_flow_parts_or_kernels() -> None:
     spine = {name.removeprefix("cdlm.") for name in SPINE}
     others = {path.stem for path in ROOT.glob("*.py")} - spine - {"__init__"}
     assert others == {
-        "captioner", "checkpoint", "checkup", "compose", "data", "evaluate", "features", "frontier",
-        "gallery", "gaussian", "graph", "network", "pretrain", "probe", "results", "run", "sample",
-        "train",
+        "captioner", "checkpoint", "checkup", "compose", "data", "estimate", "evaluate", "features",
+        "frontier", "gallery", "gaussian", "graph", "network", "pretrain", "probe", "results",
+        "run", "sample", "train",
     }  # fmt: skip
 
 
