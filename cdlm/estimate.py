@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from cdlm.conduct import Trial, Work
 from cdlm.progress import Tell, silent
-from cdlm.recipe import Choice, Recipe
+from cdlm.recipe import Recipe
 from cdlm.run import Job, begin, evaluate_run, train_run
 from cdlm.rundir import RunDir
 
@@ -62,9 +62,8 @@ def _expected(trial: Trial, pace: Pace, trained: bool) -> float:
 
 
 def _sampling_steps(recipe: Recipe) -> int:
-    """Of its sampler; of a process that goes without one, 1."""
-    sampler = recipe.choices.get("sampler")
-    return int(sampler.parameters.get("steps", 1)) if isinstance(sampler, Choice) else 1
+    """Of its sampler, or of a process that goes without one; 1, where that says nothing."""
+    return int(recipe.one(recipe.stepped_by).parameters.get("steps", 1))
 
 
 def _finished(work: Work) -> Sequence[Trial]:

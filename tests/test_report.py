@@ -125,7 +125,8 @@ def test_what_a_run_lacks_is_named_and_the_rest_is_there(run: Path, lost: str) -
     missing = {what: why for _, what, why in written.missing}
     text = html(run / "report")
     if lost == "checkpoints":
-        assert missing["denoising trace"] == "there is no sound checkpoint yet; train it first"
+        lacking = "restoration curve, quality against steps, denoising trace"
+        assert missing[lacking] == "there is no sound checkpoint yet; train it first"
         assert 'id="gallery"' in text and 'id="scores"' in text
     elif lost == "summary.json":
         assert "has not been evaluated yet" in missing["scores, gallery"]

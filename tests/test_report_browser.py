@@ -66,8 +66,11 @@ def started(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[An
 @pytest.fixture
 def browser(started: Any, page: Path) -> Any:
     """The page, newly loaded in a window of 1400 pixels, light."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
     look(started, 1400, "light")
     started.get(page.as_uri())
+    WebDriverWait(started, 20).until(lambda it: it.find_elements("css selector", "footer"))
     return started
 
 

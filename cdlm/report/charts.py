@@ -48,6 +48,7 @@ def _logged(name: str, curves: dict[str, Points]) -> Chart:
         curves=curves,
         log_up=name == "loss" and min(values) > 0 and max(values) / min(values) > WIDE,
         dots=False,
+        whole=True,
     )
 
 

@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 from cdlm.charts import ROUND
@@ -86,12 +86,11 @@ def _draw(axes: Axes, chart: Chart) -> None:
             marker=MARKS[i % len(MARKS)] if few else "",
         )  # fmt: skip
     if chart.whole:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if chart.log:
-        _log_ticks(axes, sorted({x for xs, _ in chart.curves.values() for x in xs}))
+        _log(axes, "x", [x for xs, _ in chart.curves.values() for x in xs])
     if chart.log_up:
-        axes.set_yscale("log")
-        axes.minorticks_off()
+        _log(axes, "y", [y for _, ys in chart.curves.values() for y in ys])
     axes.set_ylim(*chart.span)
     axes.set_xlabel(chart.across)
     axes.set_title(chart.up, loc="left", fontsize=10.5)
@@ -101,13 +100,14 @@ def _draw(axes: Axes, chart: Chart) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _log_ticks(axes: Axes, seen: Sequence[float]) -> None:
-    """Round numbers on a logarithmic axis, where there are some between the ends."""
-    ticks = [it for it in ROUND if seen[0] <= it <= seen[-1]]
+def _log(axes: Axes, which: Literal["x", "y"], seen: Sequence[float]) -> None:
+    """A logarithmic axis with round numbers on it, where there are some between the ends."""
+    ticks = [it for it in ROUND if min(seen) <= it <= max(seen)]
     if len(ticks) < 2:
         return
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    ticks = ticks[:: 1 + len(ticks) // 8]
+    axes.set(**{f"{which}scale": "log", f"{which}ticks": ticks})
+    axes.set(**{f"{which}ticklabels": [f"{it:g}" for it in ticks]})
     axes.minorticks_off()
 
 

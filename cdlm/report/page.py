@@ -82,9 +82,12 @@ class Story:
 
     @property
     def missing(self) -> list[tuple[str, str, str]]:
-        """What can't be shown: (run, what, why)."""
-        runs = [(it.label, what, why) for it in self.runs for what, why in it.missing.items()]
-        return [*self.failed, *runs]
+        """What can't be shown: (run, what, why), once for each reason of a run."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for facts in self.runs:
+            for what, why in facts.missing.items():
+                found.setdefault((facts.label, why), []).append(what)
+        return [*self.failed, *((run, ", ".join(it), why) for (run, why), it in found.items())]
 
     @property
     def single(self) -> Facts | None:

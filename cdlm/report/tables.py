@@ -10,7 +10,7 @@ import numpy as np
 
 from cdlm import outcome
 from cdlm.compare import HIGHER, LOWER, NOISE, ROUNDS, SAME, Difference, Result, difference
-from cdlm.evaluate import label
+from cdlm.evaluate import SINGLE, label
 from cdlm.outcome import Record
 from cdlm.report.facts import Facts
 
@@ -143,7 +143,7 @@ def _about(runs: Sequence[Facts]) -> str:
     if not runs:
         return ""
     data = {f"{it.summary['split']} split of {it.recipe.one('dataset').use}" for it in runs}
-    how = {it.summary["captions"] for it in runs}
+    how = {it.summary.get("captions", SINGLE) for it in runs}
     said = [f"{', '.join(sorted(data))}; {', '.join(sorted(how))}.".capitalize()]
     if any(it.draws for it in runs):
         said.append(

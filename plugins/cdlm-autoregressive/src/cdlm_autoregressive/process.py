@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from cdlm.records import Batch, Condition, Dims, State
+from cdlm.records import Batch, Condition, Dims, Once, State
 from cdlm.sample import forbidden
 from cdlm.values import NonNegative, Positive
 from cdlm_autoregressive.causal import Causal, Past
@@ -115,7 +115,7 @@ class Reader:
         features = condition.features.repeat_interleave(beams, 0)
         keep = condition.keep.repeat_interleave(beams, 0)
         x = start.detach().expand(len(features), length, -1).clone()
-        condition = Condition(features=features, keep=keep)
+        condition = Condition(features=features, keep=keep, once=Once({}))
         return cls(parts=parts, condition=condition, x=x, past=None)
 
     def read(self, ids: Tensor, place: int) -> tuple[Tensor, Reader]:

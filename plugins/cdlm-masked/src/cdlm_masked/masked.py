@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from cdlm.network import guided, withhold
 from cdlm.parts.lengths import Predicted
-from cdlm.records import Batch, Condition, Dims, State
+from cdlm.records import Batch, Condition, Dims, Once, State
 from cdlm.sample import forbidden
 from cdlm.values import NonNegative, Positive
 
@@ -107,6 +108,7 @@ class Masked(nn.Module):
         self, parts: Parts, condition: Condition, mask: Tensor, steps: int | None, rng: Generator
     ) -> Iterator[State]:
         barred = forbidden(parts, mask.device)
+        condition = replace(condition, once=Once({}))
         ids = torch.full_like(mask, self.vocab, dtype=torch.long)
         ids = ids.masked_fill(~mask, parts.tokenizer.pad)
         yield State(x=ids, t=1.0)
