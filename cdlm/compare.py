@@ -30,7 +30,7 @@ T_975 = (
 """0.975 quantiles of Student's t, for 1 to 20 degrees of freedom."""
 
 HIGHER, LOWER, NOISE, SAME = "higher", "lower", "inside the noise", "the same run"
-ONE_SEED = ", of one seed"  # behind a verdict that no second seed bears out
+ONE_SEED = ", one seed"  # behind a verdict that no second seed bears out
 
 Interval = tuple[float, float]
 
