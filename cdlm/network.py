@@ -48,6 +48,18 @@ class Network(nn.Module):
 
         Shapes: x_t B L E, t B, mask B L, recalled B L H -> B L E.
         """
+        stream = self.stream(x_t, t, condition, mask, recalled)
+        return self.write(self.denoiser(stream)[:, stream.text])
+
+    def stream(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition,
+        mask: Tensor,
+        recalled: Tensor | None = None,
+    ) -> Stream:
+        """What the denoiser gets to read, conditioning written."""
         h = self.read(x_t)
         if recalled is not None:
             h = h + recalled
@@ -55,7 +67,7 @@ class Network(nn.Module):
         stream = Stream(h=h, mask=mask, t=t, text=text, once=condition.once)
         for mode in self.conditioning:
             stream = mode(stream, condition)
-        return self.write(self.denoiser(stream)[:, stream.text])
+        return stream
 
 
 def withhold(batch: Batch, drop: float, rng: Generator) -> Condition:

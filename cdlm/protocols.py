@@ -143,7 +143,10 @@ class Metric(Protocol):
     needs: ClassVar[set[str]]  # of what the dataset provides, beyond captions
 
     def __call__(self, answers: Answers) -> dict[str, float]:
-        """-> {name: value}; higher is better unless the docstring says otherwise."""
+        """-> {name: value}; higher is better unless the docstring says otherwise.
+
+        Raises Unavailable where a program or a file that it needs is not on this machine.
+        """
 
     def tally(self, answers: Answers) -> Tally | None:
         """What each image adds to these scores; None where they are no function of a sum."""
@@ -172,7 +175,7 @@ class Process(Protocol):
     ) -> Iterator[State]:
         """Every state from t = 1 to t = 0. Shapes: mask B L, the positions that captions occupy.
 
-        steps: how many, None for as many as the recipe says.
+        steps: how many, None for as many as the recipe says; of no effect where a word is a step.
         """
 
     def words(self, parts: Parts, state: State, mask: Tensor) -> Tensor:

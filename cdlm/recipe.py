@@ -108,11 +108,7 @@ class Recipe:
     choices: dict[str, Choice | list[Choice]]
     sets: list[str] = field(default_factory=list)  # the --set that made it
     origins: dict[str, str] = field(default_factory=dict)  # "schedule.offset": "base.toml:12"
-
-    @property
-    def without(self) -> list[str]:
-        """The kinds for which its process has no use."""
-        return [kind for kind in IN_RECIPES if kind not in self.choices]
+    without: list[str] = field(default_factory=list)  # kinds for which its process has no use
 
     @property
     def stepped_by(self) -> str:
@@ -300,7 +296,7 @@ class _Reading:
         choices = {kind.name: self.choices(kind) for kind in self.kinds}
         tables = {name: self.fixed(entry) for name, entry in TABLES.items()}
         self._check_pairs()
-        return {**values, **tables, "choices": choices}
+        return {**values, **tables, "choices": choices, "without": sorted(self.without)}
 
     def note(self, key: Key, what: str, hint: str = "", place: str = "") -> None:
         """Keep the first mistake about `key`."""
@@ -326,16 +322,16 @@ class _Reading:
         return spec.sets.get("without", frozenset()) if spec else frozenset()
 
     def _check_without(self) -> None:
-        """Note what is said, no deeper than the process, of kinds that it has no use for.
+        """Note what is said of kinds for which the process has no use, where it is chosen or above.
 
-        What lies deeper was said for another process, and drops out with it.
+        What is older was said for another process, and drops out with it.
         """
-        top = self.tree.depth(("process", "use"))
-        for key in self.tree.origins:
-            if key and key[0] in self.without and self.tree.depth(key) <= top:
-                use = self.tree.values["process"]["use"]
-                hint = f"leave it out; process {use} goes without {', '.join(sorted(self.without))}"
-                self.note(key[:1], f"process {use} has no {key[0]}", hint, self.tree.place(key))
+        for kind in self.tree.values.keys() & (self.without - self.tree.older):
+            within = [key for key, it in self.tree.origins.items() if it == layers.SET]
+            key = next((key for key in within if key[:1] == (kind,)), (kind,))
+            use = self.tree.values["process"]["use"]
+            hint = f"leave it out; process {use} goes without {', '.join(sorted(self.without))}"
+            self.note(key, f"process {use} has no {kind}", hint)
 
     # ------------------------------------------------------------------------------ tables
 

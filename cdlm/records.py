@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy import ndarray
     from torch import Tensor
 
-    from cdlm.protocols import Embedding, Guidance, Length, Schedule
+    from cdlm.protocols import Embedding, Encoder, Guidance, Length, Schedule
 
 
 T = TypeVar("T")
@@ -175,6 +175,9 @@ class Answers:
     captions: list[str]
     references: list[list[str]]
     truths: list[Any]  # what the dataset knows of each image beyond its captions, or None
+    # What takes time to get, for metrics that ask for it; None where there is nothing to be had.
+    features: Callable[[Encoder], Tensor] | None = None  # -> B N C: the images, by any encoder
+    training: Callable[[], Sequence[str]] | None = None  # -> the captions that training saw
 
 
 @dataclass(frozen=True)
@@ -194,5 +197,5 @@ class Event:
     """Something that happened in a run: a logged value, a checkpoint due, an end."""
 
     step: int
-    name: str  # "loss", "loss/mse", "learning_rate", "captions_per_second", "checkpoint", ...
+    name: str  # "loss", "loss/mse", "learning_rate", "checkpoint", "step", "score/BLEU-4", ...
     value: float

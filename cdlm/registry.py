@@ -73,6 +73,11 @@ class Entry:
     target: str  # "module:Class", imported only when the component is built
     owner: str  # distribution and version
 
+    @property
+    def built_in(self) -> bool:
+        """Whether it came with cdlm itself."""
+        return self.owner.partition(" ")[0] == "cdlm"
+
     def load(self) -> Any:
         """The class itself: the one place that imports a component's module.
 

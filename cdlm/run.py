@@ -15,13 +15,23 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from cdlm import checkpoint, compare, plugins, rundir, signature
+from cdlm import checkpoint, compare, foreign, plugins, results, rundir, signature
 from cdlm import recipe as recipes
 from cdlm.checkpoint import Checkpoint
 from cdlm.compose import Parts, compose, dataset, make, metrics
 from cdlm.data import Captions
 from cdlm.errors import CdlmError, Interrupted, Mistake, RecipeError, RunError
-from cdlm.evaluate import ORACLE, SINGLE, Score, choose, evaluate, marks, oracle, records
+from cdlm.evaluate import (
+    ORACLE,
+    RESAMPLES,
+    SINGLE,
+    Score,
+    choose,
+    evaluate,
+    marks,
+    oracle,
+    records,
+)
 from cdlm.features import features, text_features
 from cdlm.gallery import gallery
 from cdlm.places import cache_dir
@@ -76,6 +86,7 @@ def begin(recipe: Recipe, root: Path, resume: bool, argv: Sequence[str]) -> RunD
     brought = {plugin.distribution: plugin.version for plugin in plugins.load().loaded}
     known = rundir.provenance(argv, recipe.seed, torch.get_num_threads(), brought)
     known |= {"hash": recipe.hash, "training": recipe.training_hash}
+    known |= {"components": foreign.used(recipe)}
     return RunDir.create(
         root, recipe.name, recipe.sets, recipe.seed, recipe.hash, recipe.toml(), known
     )
@@ -142,7 +153,8 @@ def altered(recipe: Recipe, sets: Sequence[str]) -> Recipe:
         if key.partition(".")[0] in fixed and key.removeprefix("process.") not in free
     ]
     if mistakes:
-        allowed = [*AFTERWARDS, *(f"process.{name}" for name in free)]
+        allowed = [name for name in AFTERWARDS if name not in recipe.without]
+        allowed += [f"process.{name}" for name in free]
         hint = f"allowed: {', '.join(allowed)}; for the rest, train another run"
         raise RecipeError([*mistakes[:-1], replace(mistakes[-1], hint=hint)])
     return after
@@ -179,6 +191,8 @@ class Job:
         """
         trained = _stored(run)
         recipe = altered(trained, sets) if sets else trained
+        for change in foreign.changes(run.provenance().get("components", {}), foreign.used(recipe)):
+            log.warning("%s", change)
         splits: dict[str, Split] = {}
         encoder: Encoder = make(recipe.one("encoder"))
         encoder.to(device)
@@ -383,6 +397,10 @@ def _train(
 def _record(run: RunDir, event: Event) -> None:
     if event.name not in ("step", "checkpoint"):
         run.append(METRICS, {"step": event.step, "name": event.name, "value": event.value})
+    _tell_plugins(run, event)
+
+
+def _tell_plugins(run: RunDir, event: Event) -> None:
     for failure in plugins.load().tell(event, run.path):
         log.warning("%s", failure)
 
@@ -416,12 +434,11 @@ class Outcome:
 def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
     """Caption the recipe's evaluation split with the newest weights, and score the captions."""
     step, plan = job.load_weights(), job.recipe.evaluate
-    split = job.split(plan.split)
     table = job.features(plan.split, tell)
     began = time.monotonic()
     said = caption_features(job, table[: plan.limit or None], job.recipe.seed, plan.batch, tell)
     seconds = time.monotonic() - began
-    answers = answers_of(split, said)
+    answers = answers_of(job, said)
     how = _how(job)
     about = (
         f"{plan.split} split of {job.recipe.one('dataset').use}, "
@@ -433,18 +450,34 @@ def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
         name: evaluate(judges, replace(answers, captions=texts))
         for name, texts in _other_choices(judges, answers, said).items()
     }
-    return Outcome(answers, evaluate(judges, answers), step, seconds, about, said, how, beside)
+    scores = evaluate(judges, answers, RESAMPLES)
+    return Outcome(answers, scores, step, seconds, about, said, how, beside)
 
 
-def answers_of(split: Split, said: list[Said]) -> Answers:
-    """What is said of the first images of a split, beside what is known of them."""
-    rows = slice(len(said))
+def answers_of(job: Job, said: list[Said]) -> Answers:
+    """What is said of the first images of the evaluation split, beside what is known of them."""
+    split, rows = job.split(job.recipe.evaluate.split), slice(len(said))
+
+    def by(encoder: Encoder) -> Tensor:
+        encoder.to(job.device)
+        return features(encoder, split, cache_dir())[rows]
+
     return Answers(
         image_ids=split.ids[rows],
         captions=[it.caption for it in said],
         references=split.captions[rows],
         truths=split.truths[rows],
+        features=by,
+        training=lambda: _trained_on(job),
     )
+
+
+def _trained_on(job: Job) -> list[str]:
+    """The captions that the run's weights have seen, whatever dataset is captioned now."""
+    trained = _stored(job.run)
+    same = trained.one("dataset") == job.recipe.one("dataset")
+    split = job.split("train") if same else dataset(trained).split("train")
+    return [text for texts in split.captions for text in texts][: trained.train.limit or None]
 
 
 def _way(recipe: Recipe) -> str:
@@ -494,31 +527,16 @@ def caption_features(
 
 def write_down(job: Job, outcome: Outcome) -> Path | None:
     """Samples, gallery and summary into the run's folder; the gallery's path, if there is one."""
-    run, plan = job.run, job.recipe.evaluate
+    run = job.run
     lines = b"".join(rundir.line(record) for record in records(outcome.answers, outcome.said))
     rundir.write_bytes(run.path / SAMPLES, lines)
     compare.write_draws(run.path / DRAWS, metrics(job.recipe), outcome.answers)
     picture = draw_gallery(job, outcome, run.path / "gallery.png")
-    run.finish(
-        {
-            "recipe": job.recipe.name,
-            "hash": job.recipe.hash,
-            "split": plan.split,
-            "step": outcome.step,
-            "sampling_seconds": round(outcome.seconds, 3),
-            "training_seconds": checkpoint.last_state(run.checkpoints).get("seconds"),
-            "parameters": sum(it.numel() for it in job.parts.modules().parameters()),
-            "captions": outcome.how,
-            "scores": _values(outcome.scores),
-            **{name.replace(" ", "_"): _values(it) for name, it in outcome.beside.items()},
-            "n": len(outcome.answers.captions),
-        }
-    )
+    run.finish(results.record(job, outcome))
+    for score in (it for it in outcome.scores if not it.missing):
+        event = Event(step=outcome.step, name=f"score/{score.name}", value=score.value)
+        _tell_plugins(run, event)
     return picture
-
-
-def _values(scores: list[Score]) -> dict[str, float]:
-    return {score.name: score.value for score in scores}
 
 
 def draw_gallery(job: Job, outcome: Outcome, path: Path) -> Path | None:

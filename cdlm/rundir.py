@@ -6,6 +6,7 @@
         tokenizer.json    the vocabulary, never learnt twice
         metrics.jsonl     one record per logged value
         samples.jsonl     one record per sampled caption
+        eval/             what `cdlm eval` found later, as summary.json and samples.jsonl
         draws.safetensors its scores on resampled images; see `cdlm.compare`
         log.txt
         checkpoints/      step-00000500/, ...; see `cdlm.checkpoint`
@@ -310,6 +311,12 @@ class RunDir:
         with _reported(self.recipe, "read the recipe"):
             return self.recipe.read_text(encoding="utf-8", errors="replace")
 
+    def provenance(self) -> dict[str, Any]:
+        """What was recorded when the run began. Raises RunError."""
+        place = self.path / PROVENANCE
+        with _reported(place, "read the provenance"):
+            return _parse(place.read_bytes(), place)
+
     def append(self, file: str, record: Mapping[str, Any]) -> None:
         """Add a line to a JSONL file; it outlives a kill, not a power cut. Raises RunError."""
         place = self.path / file
@@ -339,12 +346,6 @@ class RunDir:
         """What `finish` wrote (nan as None). Raises RunError."""
         place = self.path / SUMMARY
         with _reported(place, "read the summary"):
-            return _parse(place.read_bytes(), place)
-
-    def provenance(self) -> dict[str, Any]:
-        """What `create` was given to keep. Raises RunError."""
-        place = self.path / PROVENANCE
-        with _reported(place, "read where the run is from"):
             return _parse(place.read_bytes(), place)
 
     @contextmanager
@@ -479,7 +480,7 @@ def provenance(
         "seed": seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "folder": os.getcwd(),
-        "git": _git_state(),
+        "git": git_state(),
         "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "plugins": dict(plugins or {}),
         "platform": platform.platform(),
@@ -500,7 +501,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_state() -> dict[str, Any]:
+def git_state() -> dict[str, Any]:
     """The commit and what differs from it, or why there is none."""
     try:
         commit = _git("rev-parse", "HEAD")

@@ -22,7 +22,8 @@ from cdlm.compare import (
     t_975,
     write_draws,
 )
-from cdlm.parts.metrics import Bleu, CiderD, ExactMatch, RougeL
+from cdlm.parts.metrics.coco import Bleu, CiderD, RougeL
+from cdlm.parts.metrics.text import ExactMatch
 from cdlm.records import Tally
 from cdlm.testing.examples import answers
 

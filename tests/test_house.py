@@ -20,11 +20,11 @@ from cdlm.registry import KINDS, Entry
 ROOT = Path(cdlm.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 SPINE = (
-    "cdlm", "cdlm.board", "cdlm.charts", "cdlm.cli", "cdlm.compare", "cdlm.conduct",
-    "cdlm.describe", "cdlm.doctor", "cdlm.errors", "cdlm.layers", "cdlm.outcome", "cdlm.parts",
-    "cdlm.places", "cdlm.plugins", "cdlm.progress", "cdlm.protocols", "cdlm.recipe",
-    "cdlm.records", "cdlm.registry", "cdlm.rundir", "cdlm.schema", "cdlm.signature", "cdlm.stop",
-    "cdlm.study", "cdlm.toml", "cdlm.values",
+    "cdlm", "cdlm.blame", "cdlm.board", "cdlm.charts", "cdlm.cli", "cdlm.compare", "cdlm.conduct",
+    "cdlm.contract", "cdlm.describe", "cdlm.doctor", "cdlm.errors", "cdlm.foreign", "cdlm.layers",
+    "cdlm.outcome", "cdlm.parts", "cdlm.places", "cdlm.plugins", "cdlm.progress", "cdlm.protocols",
+    "cdlm.recipe", "cdlm.records", "cdlm.registry", "cdlm.rundir", "cdlm.scaffold", "cdlm.schema",
+    "cdlm.signature", "cdlm.stop", "cdlm.study", "cdlm.toml", "cdlm.values",
 )  # fmt: skip
 HEAVY = (
     "torch",
@@ -38,11 +38,7 @@ HEAVY = (
 )
 FOR_PARTS = ("errors", "kernels", "parts", "protocols", "records", "values")  # of cdlm
 ALSO = {"parts/__init__.py": ("plugins", "registry"), "parts/encoders": ("places",)}
-BUILT_IN = [
-    entry
-    for entry in plugins.load().registry.entries()
-    if entry.owner == "cdlm" or entry.owner.startswith("cdlm ")
-]
+BUILT_IN = [entry for entry in plugins.load().registry.entries() if entry.built_in]
 NAMES = [f"{entry.kind}-{entry.name}" for entry in BUILT_IN]
 
 
@@ -81,7 +77,28 @@ def test_parts_import_only_what_components_are_written_against(path: Path) -> No
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_nobody_imports_the_command_line_and_only_tests_import_testing(path: Path) -> None:
     assert "cli" not in rooms(path)
-    assert "testing" not in rooms(path) or relative(path).startswith("testing/")
+    testing = relative(path).startswith(("testing/", "templates/plugin/tests/"))
+    assert "testing" not in rooms(path) or testing
+
+
+PUBLIC = {
+    "": ("CdlmError", "DataError", "PluginError", "RecipeError", "RunError", "hookimpl"),
+    "errors": (), "protocols": (), "records": (), "values": (), "testing": (),
+    "network": ("guided", "withhold"), "sample": ("forbidden",), "compose": ("Parts",),
+    "parts": (),
+}  # fmt: skip
+"""What plugins may import from cdlm: these names of a module, or all that do not begin with _."""
+
+PLUGINS = sorted((ROOT.parent / "plugins").glob("*/src/**/*.py"))
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: f"{path.parts[-4]}-{path.stem}")
+def test_components_of_plugins_are_written_against_public_names(path: Path) -> None:
+    for name in imports(path):
+        if name.startswith("cdlm."):
+            place, _, wanted = name.removeprefix("cdlm.").rpartition(".")
+            names = PUBLIC.get(place.split(".")[0], ("nothing",)) or (wanted,)
+            assert wanted in names and not wanted.startswith("_"), f"{name} is not public"
 
 
 @pytest.mark.parametrize("name", ["protocols", "records", "errors", "values"])
@@ -108,8 +125,8 @@ def test_the_spine_is_all_that_is_not_flow_parts_or_kernels() -> None:
     others = {path.stem for path in ROOT.glob("*.py")} - spine - {"__init__"}
     assert others == {
         "captioner", "checkpoint", "checkup", "compose", "data", "estimate", "evaluate", "features",
-        "frontier", "gallery", "gaussian", "graph", "network", "pretrain", "probe", "run", "sample",
-        "train",
+        "frontier", "gallery", "gaussian", "graph", "network", "pretrain", "probe", "results",
+        "run", "sample", "train",
     }  # fmt: skip
 
 

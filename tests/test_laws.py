@@ -26,7 +26,8 @@ from cdlm.parts.embeddings import Learned
 from cdlm.parts.guidance import Plain, Scale
 from cdlm.parts.lengths import Generated, Histogram
 from cdlm.parts.losses import Mse, Vlb
-from cdlm.parts.metrics import ExactMatch
+from cdlm.parts.metrics.common import mean
+from cdlm.parts.metrics.text import ExactMatch
 from cdlm.parts.rounding import Free
 from cdlm.parts.samplers import Ddim, Ddpm
 from cdlm.parts.selections import First
@@ -674,12 +675,15 @@ breaks("encoder", "knows_itself")(lambda: _encoder(_fixed, identity=dict))
 
 def _metric(call: Callable[[Any], dict[str, Any]] | None = None, **others: Any) -> Any:
     given = {"__call__": lambda self, answers: call(answers)} if call else {}
-    return like(ExactMatch(), **given, **others)
+    return like(ExactMatch(), **{"tally": lambda self, answers: None, **given, **others})
 
 
 breaks("metric", "gives_finite_numbers")(lambda: _metric(lambda answers: {"score": math.nan}))
 breaks("metric", "ignores_the_order")(
     lambda: _metric(lambda answers: {"score": float(len(answers.captions[0]))})
+)
+breaks("metric", "tally_adds_up")(
+    lambda: _metric(lambda answers: {"score": 0.4}, tally=lambda *_: mean({"score": [0.5] * 8}))
 )
 breaks("metric", "marks_each_caption")(lambda: _metric(marks=lambda self, answers: [True]))
 breaks("metric", "tells_right_from_wrong")(lambda: _metric(lambda answers: {"score": 1.0}))

@@ -398,6 +398,7 @@ def test_what_a_dropped_kind_said_counts_for_nothing(check: Check, registry: Reg
         (MASKED, ["schedule.offset=0.02"], "--set schedule.offset"),
         (MASKED, ["schedule.use=linear"], "--set schedule.use"),
         ("", ["process.use=masked", "schedule.use=linear"], "--set schedule.use"),
+        ("", ["schedule.use=linear", 'process={use="masked"}'], "--set schedule.use"),
     ],
 )
 def test_what_has_no_effect_is_refused(
@@ -406,6 +407,21 @@ def test_what_has_no_effect_is_refused(
     whole = said(check, text, *sets)
     assert whole.startswith(f"{place}: process masked has no schedule\n    leave it out; ")
     assert len(whole.splitlines()) == 2
+
+
+def test_layers_above_the_one_that_chooses_the_process_are_held_to_it(
+    check: Check, registry: Registry
+) -> None:
+    """A recipe over a masked one, and a study's piece that chooses one, over another recipe."""
+    names = ("base.toml", "masked.toml", "mine.toml")
+    tree, masked, mine = map(layers.parse, (BASE, MASKED, "schedule.offset = 0.02"), names)
+    below = layers.overlay(tree, masked)
+    assert recipe._resolved(below, "masked", [], [], registry).without == ["schedule"]
+    with pytest.raises(RecipeError, match=r"mine.toml:1, schedule: process masked has no schedule"):
+        recipe._resolved(layers.overlay(below, mine), "mine", [], [], registry)
+    piece = layers.Tree({"process": {"use": "masked"}}, {})
+    over = layers.overlay(layers.overlay(tree, mine), piece)
+    assert recipe._resolved(over, "study", [], [], registry).without == ["schedule"]
 
 
 def test_what_has_no_effect_can_not_be_set_on_a_resolved_recipe(

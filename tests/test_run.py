@@ -19,12 +19,14 @@ from safetensors.torch import save_file
 from cdlm.errors import CdlmError, RecipeError, RunError
 from cdlm.progress import silent
 from cdlm.recipe import load
+from cdlm.records import Said
 from cdlm.run import (
     AFTERWARDS,
     Job,
     Stop,
     _captions,
     altered,
+    answers_of,
     begin,
     begin_point,
     borrow,
@@ -64,8 +66,11 @@ def test_the_printed_table_is_the_summary(tiny_run: Finished) -> None:
     labels = {"exact_match": "exact match"} | {f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)}
     assert list(scores) == list(labels)
     rows = [line.split() for line in tiny_run.said.out.splitlines()]
+    intervals = RunDir(tiny_run.path).summary()["intervals"]
     for name, label in labels.items():
-        assert [*label.split(), f"{scores[name]:.4f}", "12"] in rows
+        low, high = intervals[name]
+        between = [f"{low:.4f}", "to", f"{high:.4f}"]
+        assert [*label.split(), f"{scores[name]:.4f}", *between, "12"] in rows
 
 
 def test_samples_stand_beside_their_references(tiny_run: Finished) -> None:
@@ -327,6 +332,23 @@ def test_evaluating_changes_nothing_in_the_run(tiny_run: Finished) -> None:
     before = contents(tiny_run.path)
     evaluated(tiny_run.path, "seed=1")
     assert contents(tiny_run.path) == before
+
+
+def test_novelty_is_against_what_the_weights_have_seen(tiny_run: Finished) -> None:
+    """Whatever dataset is captioned now: here one with other training captions."""
+    job = Job.open(RunDir.open(tiny_run.path), "cpu", ["dataset.train=3"])
+    answers = answers_of(job, [Said(["a star"], 0)])
+    own = Job.open(RunDir.open(tiny_run.path), "cpu")
+    flat = [text for texts in own.split("train").captions for text in texts]
+    assert answers.training is not None and answers.training() == flat
+    assert len(flat) > len([text for texts in job.split("train").captions for text in texts])
+
+
+def test_features_of_what_is_captioned_are_there_for_any_encoder(tiny_run: Finished) -> None:
+    job = Job.open(RunDir.open(tiny_run.path), "cpu")
+    answers = answers_of(job, [Said(["a star"], 0)] * 3)
+    assert answers.features is not None
+    assert torch.equal(answers.features(job.parts.encoder), job.features("val")[:3])
 
 
 def test_equal_seeds_give_equal_captions_and_others_do_not(tiny_run: Finished) -> None:

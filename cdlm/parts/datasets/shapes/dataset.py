@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Generator, Tensor
@@ -18,6 +17,7 @@ from cdlm.errors import DataError, nearest
 from cdlm.parts.datasets.shapes import drawing, scenes
 from cdlm.parts.datasets.shapes.language import is_true, say, wordings
 from cdlm.parts.datasets.shapes.scenes import Codes, Scene, arrange, sample_codes
+from cdlm.parts.metrics.common import mean
 from cdlm.records import Answers, Tally
 from cdlm.values import Positive
 
@@ -96,13 +96,11 @@ class TrueCaption:
     needs: ClassVar[set[str]] = {"scenes"}
 
     def __call__(self, answers: Answers) -> dict[str, float]:
-        return {"true_caption": sum(self.marks(answers)) / len(answers.captions)}
+        return self.tally(answers).total()
 
     def tally(self, answers: Answers) -> Tally:
         """Each caption's verdict."""
-        right = np.array(self.marks(answers), dtype=np.float64)
-        rows = np.stack([right, np.ones_like(right)], axis=1)
-        return Tally(rows, lambda sums: {"true_caption": sums[..., 0] / sums[..., 1]})
+        return mean({"true_caption": self.marks(answers)})
 
     def marks(self, answers: Answers) -> list[bool]:
         """Each caption's own verdict."""
