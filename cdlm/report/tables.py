@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cdlm import outcome
-from cdlm.compare import HIGHER, LOWER, NOISE, ROUNDS, SAME, Difference, Result, difference
-from cdlm.evaluate import SINGLE, label
+from cdlm.compare import HIGHER, LOWER, NOISE, SAME, Difference, Result, difference
+from cdlm.evaluate import RESAMPLES, SINGLE, label
 from cdlm.outcome import Record
 from cdlm.report.facts import Facts
 
@@ -147,7 +147,7 @@ def _about(runs: Sequence[Facts]) -> str:
     said = [f"{', '.join(sorted(data))}; {', '.join(sorted(how))}.".capitalize()]
     if any(it.draws for it in runs):
         said.append(
-            f"In brackets: 95 % intervals, bootstrap over images ({ROUNDS:,} samples); "
+            f"In brackets: 95 % intervals, bootstrap over images ({RESAMPLES:,} samples); "
             "they say nothing of another seed of training."
         )
     if len(runs) > 1:
