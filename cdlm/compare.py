@@ -8,23 +8,17 @@ lies outside of the interval from resampled images, and outside of that from the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdlm.errors import Unavailable
 from cdlm.rundir import write_bytes
 
 if TYPE_CHECKING:
     from numpy import ndarray
 
-    from cdlm.protocols import Metric
-    from cdlm.records import Answers, Tally
-
-ROUNDS = 1000  # of the bootstrap
 T_975 = (
     12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
     2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
@@ -32,7 +26,7 @@ T_975 = (
 """0.975 quantiles of Student's t, for 1 to 20 degrees of freedom."""
 
 HIGHER, LOWER, NOISE, SAME = "higher", "lower", "inside the noise", "the same run"
-ONE_SEED = ", of one seed"  # behind a verdict that no second seed bears out
+ONE_SEED = ", one seed"  # behind a verdict that no second seed bears out
 
 Interval = tuple[float, float]
 
@@ -40,31 +34,12 @@ Interval = tuple[float, float]
 # ------------------------------------------------------------------------------- resampled images
 
 
-def resampled(tally: Tally) -> dict[str, ndarray]:
-    """Each score on ROUNDS bootstrap samples of the images, by name.
-
-    The samples depend on the number of images alone: those of two runs on the same images are
-    paired, and the difference of their scores is that of a paired bootstrap.
-    Source: Koehn 2004, "Statistical significance tests for machine translation evaluation".
-    """
-    import numpy as np
-
-    count = len(tally.rows)
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=ROUNDS)
-    return tally.score(drawn.astype(np.float64) @ tally.rows)
-
-
-def write_draws(path: Path, metrics: Sequence[Metric], answers: Answers) -> None:
-    """Keep the scores on resampled images, of metrics that have them here. Raises OSError."""
+def write_draws(path: Path, draws: Mapping[str, ndarray], image_ids: Sequence[str]) -> None:
+    """Keep the scores on resampled images, of `cdlm.evaluate.resampled`. Raises OSError."""
     from safetensors.numpy import save
 
-    found: dict[str, ndarray] = {}
-    for metric in metrics:
-        with suppress(Unavailable):  # `evaluate` says why
-            tally = metric.tally(answers)
-            found |= {} if tally is None else resampled(tally)
-    images = sha256("\n".join(answers.image_ids).encode("utf-8", "backslashreplace")).hexdigest()
-    write_bytes(path, save(found, metadata={"images": images}))
+    images = sha256("\n".join(image_ids).encode("utf-8", "backslashreplace")).hexdigest()
+    write_bytes(path, save(dict(draws), metadata={"images": images}))
 
 
 @dataclass(frozen=True)
@@ -72,7 +47,7 @@ class Draws:
     """The scores of one run on resampled images."""
 
     images: str  # which ones, as a digest
-    scores: dict[str, ndarray]  # by name, ROUNDS each
+    scores: dict[str, ndarray]  # by name
 
 
 def read_draws(path: Path) -> Draws:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ class Score:
     n: int
     interval: tuple[float, float] | None = None  # 95 %, where it was asked for and has one
     missing: str = ""  # why it can't be had
+    draws: np.ndarray | None = field(default=None, compare=False, repr=False)  # on resampled images
 
 
 def evaluate(metrics: Sequence[Metric], answers: Answers, resamples: int = 0) -> list[Score]:
@@ -85,18 +86,29 @@ def _scores(metric: Metric, answers: Answers, resamples: int) -> list[Score]:
         found = metric(answers) if tally is None else tally.total()
     except Unavailable as error:
         return [Score(name, math.nan, n, missing=error.why) for name in error.scores]
-    bounds = intervals(tally, resamples) if tally and resamples else {}
-    return [Score(name, float(value), n, bounds.get(name)) for name, value in found.items()]
+    drawn = resampled(tally, resamples) if tally and resamples else {}
+    return [
+        Score(name, float(it), n, _bounds(drawn.get(name)), draws=drawn.get(name))
+        for name, it in found.items()
+    ]
 
 
-def intervals(tally: Tally, resamples: int) -> dict[str, tuple[float, float]]:
-    """The 95 % interval of each score: percentiles over draws of as many images as there are.
+def resampled(tally: Tally, resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
+    """Each score on draws of as many images as there are, by name: resamples values each.
 
+    The draws depend on the number of images alone: those of two runs on the same images are
+    paired, and the difference of their scores is that of a paired bootstrap.
     Source: Efron 1979 (percentile bootstrap); for BLEU, Koehn 2004.
     """
-    values = tally.score(_draws(len(tally.rows), resamples) @ tally.rows)
-    bounds = {name: np.percentile(value, OUTSIDE) for name, value in values.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+    return tally.score(_draws(len(tally.rows), resamples) @ tally.rows)
+
+
+def _bounds(drawn: np.ndarray | None) -> tuple[float, float] | None:
+    """The 95 % interval: percentiles over the draws."""
+    if drawn is None:
+        return None
+    low, high = np.percentile(drawn, OUTSIDE)
+    return float(low), float(high)
 
 
 @lru_cache(maxsize=2)
@@ -107,6 +119,11 @@ def _draws(images: int, resamples: int) -> np.ndarray:
         np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(resamples)
     )
     return np.fromiter(rows, dtype=(np.float32, images), count=resamples)
+
+
+def draws(scores: Sequence[Score]) -> dict[str, np.ndarray]:
+    """The scores on resampled images, by name, of those that have them."""
+    return {score.name: score.draws for score in scores if score.draws is not None}
 
 
 def available(scores: Sequence[Score]) -> dict[str, float]:

@@ -31,6 +31,7 @@ from cdlm import rundir
 from cdlm.compare import (
     HIGHER,
     LOWER,
+    ONE_SEED,
     Difference,
     Result,
     difference,
@@ -197,7 +198,8 @@ def _finding(axis: str, effects: Record, name: str) -> str:
     if not told:
         return f"{axis}: every difference is inside the noise ({', '.join(rest)})"
     noise = f"; inside the noise: {', '.join(rest)}" if rest else ""
-    return f"{axis} matters: {', '.join(told)}{noise}"
+    by = ", by one seed" if all(it["verdict"].endswith(ONE_SEED) for it in real.values()) else ""
+    return f"{axis} matters{by}: {', '.join(told)}{noise}"
 
 
 # --------------------------------------------------------------------------------------- writing
@@ -269,10 +271,13 @@ def notes(found: Record) -> list[str]:
     count, seeds = sum(not row["baseline"] for row in found["rows"]), len(found["seeds"])
     chance = f"; of {count} comparisons about {count / 20:.1f} would do so by chance"
     between = f"±: 95 % of {seeds} seeds by Student's t" if seeds > 1 else "one seed"
+    also = (
+        " and outside of that from seeds" if seeds > 1 else "; how much seeds differ is not known"
+    )
     return [
         f"{found['split']} split, {found['n']:,} images; {between}",
         f"verdict: of {label(found['scores'][0])}, higher or lower where 0 lies outside of the "
-        f"95 % interval from resampled images and outside of that from seeds{chance}",
+        f"95 % interval from resampled images{also}{chance}",
         "* no other point scores as high in as little time per caption",
     ]
 

@@ -27,6 +27,7 @@ from cdlm.evaluate import (
     SINGLE,
     Score,
     choose,
+    draws,
     evaluate,
     marks,
     oracle,
@@ -530,7 +531,7 @@ def write_down(job: Job, outcome: Outcome) -> Path | None:
     run = job.run
     lines = b"".join(rundir.line(record) for record in records(outcome.answers, outcome.said))
     rundir.write_bytes(run.path / SAMPLES, lines)
-    compare.write_draws(run.path / DRAWS, metrics(job.recipe), outcome.answers)
+    compare.write_draws(run.path / DRAWS, draws(outcome.scores), outcome.answers.image_ids)
     picture = draw_gallery(job, outcome, run.path / "gallery.png")
     run.finish(results.record(job, outcome))
     for score in (it for it in outcome.scores if not it.missing):

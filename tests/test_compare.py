@@ -14,14 +14,15 @@ from cdlm.compare import (
     NOISE,
     ONE_SEED,
     SAME,
+    Draws,
     Result,
     difference,
     over_seeds,
     read_draws,
-    resampled,
     t_975,
     write_draws,
 )
+from cdlm.evaluate import draws, evaluate, resampled
 from cdlm.parts.metrics.coco import Bleu, CiderD, RougeL
 from cdlm.parts.metrics.text import ExactMatch
 from cdlm.records import Tally
@@ -34,10 +35,8 @@ def of_verdicts(right: np.ndarray) -> Tally:
 
 
 def result(name: str, right: np.ndarray, images: str = "a") -> Result:
-    from cdlm.compare import Draws
-
-    draws = Draws(images, resampled(of_verdicts(right)))
-    return Result(Path(name), {"right": float(right.mean())}, draws)
+    drawn = Draws(images, resampled(of_verdicts(right)))
+    return Result(Path(name), {"right": float(right.mean())}, drawn)
 
 
 def verdicts(share: float, seed: int, count: int = 500) -> np.ndarray:
@@ -163,9 +162,10 @@ def test_what_is_not_there_is_not_compared() -> None:
 
 def test_draws_come_back_as_they_were_kept(tmp_path: Path) -> None:
     given = answers()
-    write_draws(tmp_path / "draws", [ExactMatch(), Bleu()], given)
+    scores = evaluate([Bleu(), ExactMatch()], given, resamples=1000)
+    write_draws(tmp_path / "draws", draws(scores), given.image_ids)
     found = read_draws(tmp_path / "draws")
-    assert list(found.scores) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "exact_match"]
+    assert sorted(found.scores) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "exact_match"]
     wanted = resampled(ExactMatch().tally(given))["exact_match"]
     np.testing.assert_array_equal(found.scores["exact_match"], wanted)
     assert read_draws(tmp_path / "gone").scores == {}

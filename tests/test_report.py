@@ -15,7 +15,7 @@ from conftest import Command, Finished
 
 from cdlm import compare
 from cdlm import report as reports
-from cdlm.compare import HIGHER, LOWER, SAME
+from cdlm.compare import HIGHER, LOWER, ONE_SEED, SAME
 from cdlm.compose import metrics
 from cdlm.errors import CdlmError, Unavailable
 from cdlm.evaluate import evaluate
@@ -299,7 +299,7 @@ def test_a_difference_counts_where_it_is_larger_than_the_noise(run: Path) -> Non
     right = saying(facts, [texts[0] for texts in facts.answers.references])
     first, second = tables.of_runs([facts, right]).rows
     assert first.cells["bleu_4"].verdict == ""
-    assert second.cells["bleu_4"].verdict == f"{HIGHER}, of one seed"
+    assert second.cells["bleu_4"].verdict == f"{HIGHER}{ONE_SEED}"
     assert second.cells["bleu_4"].sign == "▲"
     assert tables.of_runs([right, facts]).rows[1].cells["bleu_4"].verdict.startswith(LOWER)
     same = tables.of_runs([facts, replace(facts)]).rows[1].cells["bleu_4"]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from cdlm import compare, frontier, probe, rundir
 from cdlm.compare import Draws
 from cdlm.errors import RunError
+from cdlm.evaluate import RESAMPLES, draws, evaluate
 from cdlm.frontier import Frontier
 from cdlm.probe import Probe
 from cdlm.progress import Tell, silent
@@ -97,7 +98,8 @@ class Kept:
         place = self.run.path / rundir.DRAWS
         if self.fresh or not place.is_file():
             try:
-                compare.write_draws(place, metrics, answers)
+                found = evaluate(metrics, answers, RESAMPLES)
+                compare.write_draws(place, draws(found), answers.image_ids)
             except OSError as error:
                 raise RunError(f"{place}: can't be kept: {error.strerror}") from error
         return compare.read_draws(place)
