@@ -24,6 +24,7 @@ SIZES = {  # H, layers, heads: 12 H^2 weights a layer
     "85M": (64, 4, 4) if SMALL else (768, 12, 12),
 }
 RECIPE = """
+process      = {{ use = "gaussian", graph = {graph} }}
 dataset      = {{ use = "shapes" }}
 encoder      = {{ use = "features", path = "not read" }}
 tokenizer    = {{ use = "words" }}
@@ -44,7 +45,7 @@ grid         = {{ use = "uniform" }}
 sampler      = {{ use = "ddim" }}
 constraint   = []
 selection    = {{ use = "first" }}
-metric       = [{{ use = "bleu" }}]
+metric       = [{{ use = "exact_match" }}]
 
 [model]
 width  = 128
@@ -69,14 +70,16 @@ class Numbers:
         return VOCAB
 
 
-def captioner(size: str, device: str) -> Parts:
-    """A diffusion captioner of cdlm's parts, its denoiser of a size."""
+def captioner(size: str, device: str, graph: bool = False) -> Parts:
+    """A diffusion captioner of cdlm's parts, its denoiser of a size, as a CUDA graph or not."""
     pytest.importorskip("annotated_types", reason="annotated-types is not installed")
     from cdlm.compose import compose
     from cdlm.recipe import loads
 
     hidden, layers, heads = SIZES[size]
-    text = RECIPE.format(hidden=hidden, layers=layers, heads=heads, length=LENGTH)
+    text = RECIPE.format(
+        hidden=hidden, layers=layers, heads=heads, length=LENGTH, graph=str(graph).lower()
+    )
     parts = compose(loads(text), PooledFeatures(), Numbers())  # type: ignore[arg-type]
     parts.modules().to(device).eval()
     return parts
@@ -165,9 +168,11 @@ class Listening:
     inner: Any
     heard: list[Tensor]
 
-    def __call__(self, x0_hat: Tensor, t: float, embedding: Any) -> Tensor:
+    def __call__(
+        self, x0_hat: Tensor, t: float, embedding: Any, nearest: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         self.heard.append(x0_hat.flatten(0, 1).clone())
-        return self.inner(x0_hat, t, embedding)
+        return self.inner(x0_hat, t, embedding, nearest)
 
 
 def estimates(run: str, steps: int, batch: int = 32) -> Walk:

@@ -12,18 +12,23 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cdlm import plugins
+from cdlm import blame, plugins
 from cdlm.errors import CdlmError, Interrupted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from rich.console import Console
 
     from cdlm.captioner import Caption
+    from cdlm.conduct import How, Work
+    from cdlm.progress import Tell
     from cdlm.run import Job, Outcome
     from cdlm.rundir import RunDir
 
@@ -121,25 +126,166 @@ def _train(
     _use_threads(threads)
     chosen = job_of.choose_device(device)
     folder = job_of.begin(resolved, runs, resume, sys.argv)
-    with (
-        folder.lock(),
-        job_of.gone_unless_started(folder),
-        _logged(folder),
-        progress.bars() as tell,
-    ):
-        for failure in plugins.load().failures:
-            log.warning("%s; see cdlm plugins --verbose", failure)
+    with folder.lock(), _working(folder):
         if evaluate and folder.finished:
             _note("this run has finished; evaluating it again")
-        job = job_of.Job.open(folder, chosen)
-        _note(f"run: {folder.path}")
-        job_of.train_run(job, tell)
-        outcome = job_of.evaluate_run(job, tell) if evaluate else None
-        picture = job_of.write_down(job, outcome) if outcome else None
+        with progress.bars() as tell:
+            job, outcome, picture = _carry_out(folder, chosen, evaluate, tell)
     if outcome:
         _show(job, outcome, picture)
     else:
         print(f"run: {folder.path}")
+
+
+@contextmanager
+def _working(folder: RunDir) -> Iterator[None]:
+    """A run's folder goes again where nothing comes of it; what is warned of stands in its log."""
+    from cdlm import run as job_of
+
+    with job_of.gone_unless_started(folder), _logged(folder):
+        for failure in plugins.load().failures:
+            log.warning("%s; see cdlm plugins --verbose", failure)
+        yield
+
+
+def _carry_out(
+    folder: RunDir, device: str, evaluate: bool, tell: Tell
+) -> tuple[Job, Outcome | None, Path | None]:
+    """Train a run to its end; then score it, and write that down, if wanted."""
+    from cdlm import run as job_of
+
+    job = job_of.Job.open(folder, device)
+    _note(f"run: {folder.path}")
+    job_of.train_run(job, tell)
+    outcome = job_of.evaluate_run(job, tell) if evaluate else None
+    return job, outcome, job_of.write_down(job, outcome) if outcome else None
+
+
+@app.command(hidden=True)
+def point(
+    recipe: RecipeFile,
+    name: Annotated[str, typer.Option(help="Of the study.")],
+    option: Annotated[list[str] | None, typer.Option(help="For the name of its folder.")] = None,
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Run one point of a study, as its launcher does; nothing, where it has finished."""
+    from cdlm import recipe as recipes
+
+    resolved = replace(recipes.load(recipe), name=name, sets=option or [])
+    from cdlm import progress
+    from cdlm import run as job_of
+
+    _use_threads(threads)
+    chosen, done = job_of.choose_device(device), False
+    while not done:  # again where another process, waited for, has failed and left nothing
+        folder = job_of.begin_point(resolved, runs, sys.argv)
+        with folder.lock(wait=True):
+            done = folder.recipe.is_file()
+            if done and not folder.finished:
+                with _working(folder), progress.bars() as tell:
+                    if other := job_of.borrow(folder, resolved, runs):
+                        _note(f"trained already: {other.path}")
+                    _carry_out(folder, chosen, True, tell)
+
+
+# --------------------------------------------------------------------------------------- studies
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY", help="A TOML file.")],
+    set_: Sets = None,
+    runs: Runs = Path("runs"),
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Points at a time.")] = 1,
+    launcher: Annotated[
+        str, typer.Option(metavar="NAME", help="Where points run: cdlm list launcher")
+    ] = "",
+    device: Device = "auto",
+    threads: Annotated[
+        int, typer.Option(metavar="N", min=1, max=512, help="CPU threads of each point.")
+    ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, and how long it will take.")
+    ] = False,
+) -> None:
+    """Train every point of a study, and say which choices matter.
+
+    Like: cdlm study recipes/studies/target.toml --jobs 2. What has been run is not run again, what
+    was stopped goes on: run the same command again. Writes table.md and table.json into the study's
+    folder. Exit code 1: a point failed.
+    """
+    from cdlm import board, conduct, outcome
+    from cdlm import study as studies
+    from cdlm.stop import Stop
+
+    work = conduct.Work.of(studies.load(file, set_ or [], launcher), runs)
+    how = conduct.How(
+        launcher=conduct.launcher_of(work.study.launcher),
+        jobs=jobs,
+        device=device,
+        threads=threads,
+    )
+    if dry_run:
+        _print_plan(work, how)
+        return
+    work.plan()
+    with _folder(work.folder).lock(), Stop().listening() as stop, board.live(work) as show:
+        whole = conduct.run(work, how, show, lambda: bool(stop.number))
+    if not whole:
+        _note("stopped; all is saved\n    go on with the same command")
+        raise typer.Exit(128 + stop.number)
+    _show_study(work, outcome.outcome(work))
+
+
+def _print_plan(work: Work, how: How) -> None:
+    """The points, what there is of them, and how long the rest will take."""
+    from cdlm import board, estimate, progress
+
+    _console().print(board.plan(work))
+    _use_threads(how.threads)
+    try:
+        with progress.bars() as tell:
+            left = estimate.seconds(work, _device(how.device), tell)
+    except CdlmError as error:
+        print(f"estimate: none; a point could not be timed: {error}")
+        return
+    print(board.estimated(left, how.jobs))
+
+
+def _show_study(work: Work, found: dict[str, Any]) -> None:
+    """The table, what it says, and where it is; then what failed."""
+    from cdlm import outcome
+
+    if found:
+        _console().print(outcome.table(found))
+        print("\n".join(found["findings"]))
+        print(f"table: {outcome.write(work, found)}")
+    failed = [trial for trial in work.trials.values() if trial.state == "failed"]
+    for trial in failed:
+        lines = trial.failure.replace("\n", "\n    ")
+        log = work.folder / "logs" / f"{trial.file}.txt"
+        _note(f"failed: {trial.labels[0]}, seed {trial.recipe.seed} ({log})\n    {lines}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _folder(path: Path) -> RunDir:
+    from cdlm.rundir import RunDir
+
+    return RunDir(path)
+
+
+def _device(wanted: str) -> str:
+    from cdlm.run import choose_device
+
+    return choose_device(wanted)
 
 
 @app.command("eval")
@@ -411,6 +557,56 @@ def probe(
     print(f"chart: {probes.write(found, job.run.path / 'probe', job.recipe.name)}")
 
 
+class Format(StrEnum):
+    """What `report` can write."""
+
+    html = "html"
+    md = "md"
+    latex = "latex"
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    format_: Annotated[
+        list[Format] | None,
+        typer.Option("--format", help="May be repeated; html unless given."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="RUN/report, or ./report for several runs, unless given."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything anew.")] = False,
+    no_sampling: Annotated[
+        bool, typer.Option("--no-sampling", help="Leave out what was not measured before.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Write a page on a run, or on several side by side, to show to others.
+
+    Like: cdlm report RUN --format html --format latex. One file, which needs no network: scores
+    with intervals, learning curves, restoration, quality against cost, a gallery, a denoising
+    trace, provenance, the recipe. What needs sampling (as cdlm probe and cdlm frontier do it) is
+    done once, and kept in the run's folder. Of several runs the first is the one that the others
+    are compared with. md and latex are the table of scores alone.
+    """
+    from cdlm import progress
+    from cdlm import report as reports
+
+    _use_threads(threads)
+    folder = out or (runs[0] / "report" if len(runs) == 1 else Path("report"))
+    formats = [it.value for it in format_ or [Format.html]]
+    with progress.bars() as tell:
+        written = reports.report(
+            runs, folder, formats, device=device, fresh=fresh, sampling=not no_sampling, tell=tell
+        )
+    for run, what, why in written.missing:
+        _note(f"left out of {run}: {what}: {why}")
+    for path in written.files:
+        print(f"report: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
 # ----------------------------------------------------------------------------------------- looking
 
 
@@ -510,6 +706,34 @@ def pretrain(
         share = encoders.make(recipe, out, choose_device(device), tell)
     print(f"nearest caption of 32 is its own: {share:.1%} of held-out scenes")
     print(f'encoder: {out}\n    use it with encoder = {{ use = "open_clip", model = "{out}" }}')
+
+
+# ------------------------------------------------------------------------------------- beginnings
+
+new = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Begin something of your own.")
+app.add_typer(new, name="new")
+
+
+@new.callback()
+def _new() -> None:
+    """Begin something of your own."""
+
+
+@new.command()
+def plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the package, like cdlm-film.")],
+    kind: Annotated[str, typer.Option(metavar="KIND", help="Of its component; see cdlm list.")],
+    into: Annotated[Path, typer.Option(metavar="DIR", help="Where its folder goes.")] = Path(),
+) -> None:
+    """Write a plugin package with one component that works.
+
+    Like: cdlm new plugin cdlm-film --kind conditioning. It can be installed at once, and its tests
+    pass; change what its component does, and they tell whether it still keeps the laws of its kind.
+    """
+    from cdlm import scaffold
+
+    place = scaffold.plugin(name, kind, into)
+    print(f"plugin: {place}\n    pip install -e {place} && pytest {place}")
 
 
 # ----------------------------------------------------------------------------------------- output
@@ -622,20 +846,23 @@ def main() -> None:
     try:
         app()
     except CdlmError as error:
-        _fail(str(error))
+        _fail(str(error), error)
     except Interrupted as error:
         _note(f"{error}\n    go on with --resume")
         sys.exit(error.code)
     except Exception as error:
         known = _known(error)
         if known is None:
+            _name_suspects(error)
             raise
-        _fail(known)
+        _fail(known, error)
     finally:
         _flush()
 
 
-def _fail(text: str) -> None:
+def _fail(text: str, error: Exception) -> None:
+    if os.environ.get("CDLM_TRACEBACK"):
+        raise error
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     _note(f"{red}error:{plain} {text}")
     sys.exit(2)
@@ -659,6 +886,15 @@ def _known(error: Exception) -> str | None:
             "    try half the batch and twice the accumulation (--set train.batch=N "
             "--set train.accumulate=M), or a smaller [model]"
         )
+    if raised := blame.blamed(error, plugins.load().registry.entries()):
+        return str(raised)
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return explain_import_error(error)
+
+
+def _name_suspects(error: Exception) -> None:
+    """Beside an error in our own code: components of plugins may have given what it fell over."""
+    if found := blame.suspects(plugins.load().registry.entries()):
+        names = ", ".join(f'{it.kind} "{it.name}" of {it.owner}' for it in found)
+        error.add_note(f"loaded from plugins: {names}; run their conformance tests first")

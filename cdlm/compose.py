@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from cdlm import plugins, schema, signature
+from cdlm import contract, plugins, schema, signature
 from cdlm import recipe as recipes
 from cdlm.errors import CdlmError
 from cdlm.network import Network
@@ -39,6 +39,7 @@ from cdlm.records import Dims
 
 if TYPE_CHECKING:
     from cdlm.recipe import Choice, Recipe
+    from cdlm.registry import Entry
 
 
 SINGLE = (
@@ -100,7 +101,11 @@ class Missing:
 
 
 def make(choice: Choice, **injected: Any) -> Any:
-    """One component, with its parameters and what of `injected` its signature asks for."""
+    """One component, with its parameters and what of `injected` its signature asks for.
+
+    Raises CdlmError for values that it refuses; PluginError, naming it and its owner, where it
+    can't be built or lacks what `cdlm.protocols` asks of its kind.
+    """
     entry = plugins.load().registry.get(choice.kind, choice.use)
     factory = entry.load()
     wanted = inspect.signature(factory).parameters
@@ -110,10 +115,23 @@ def make(choice: Choice, **injected: Any) -> Any:
         for parameter in signature.read(entry).parameters
         if parameter.name in choice.parameters
     }
+    component = _built(entry, factory, choice.parameters | parts | given)
+    if faults := contract.faults(choice.kind, component):
+        raise entry.broken(f"{'; '.join(faults)}; see {choice.kind} in cdlm/protocols.py")
+    return component
+
+
+def _built(entry: Entry, factory: Any, arguments: dict[str, Any]) -> Any:
     try:
-        return factory(**choice.parameters | parts, **given)
+        return factory(**arguments)
+    except CdlmError:
+        raise
     except ValueError as error:
-        raise CdlmError(f'{choice.kind} "{choice.use}": {error}') from error
+        raise CdlmError(f'{entry.kind} "{entry.name}": {error}') from error
+    except Exception as error:
+        if entry.built_in:
+            raise
+        raise entry.broken(f"it can't be built: {type(error).__name__}: {error}") from error
 
 
 def _made(value: Any, annotation: Any, injected: dict[str, Any]) -> Any:

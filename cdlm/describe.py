@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdlm import plugins, schema, signature, toml
 from cdlm import recipe as recipes
 from cdlm.errors import CdlmError, PluginError, nearest
-from cdlm.registry import KINDS, Entry
+from cdlm.plugins import Plugin
+from cdlm.registry import KINDS, Entry, Registry
 from cdlm.signature import Parameter
 
 if TYPE_CHECKING:
     from cdlm.doctor import Finding
+
+SLOW = 0.3  # seconds to load a plugin from which `cdlm plugins` says so
 
 
 def shown(what: str, name: str, sets: Sequence[str]) -> str:
@@ -48,11 +51,16 @@ def _check_kind(kind: str) -> None:
 
 
 def _row(entry: Entry) -> tuple[str, str]:
-    owner = "" if entry.owner.startswith("cdlm ") or entry.owner == "cdlm" else f" [{entry.owner}]"
+    owner = "" if entry.built_in else f" [{entry.owner}]"
+    return entry.name, _about(entry) + owner
+
+
+def _about(entry: Entry) -> str:
+    """The first line of a component's docstring, or why there is none to be had."""
     try:
-        return entry.name, signature.read(entry).doc.strip().partition("\n")[0] + owner
+        return signature.read(entry).doc.strip().partition("\n")[0]
     except PluginError as error:
-        return entry.name, f"can't be used: {error}"
+        return f"can't be used: {error}"
 
 
 def _columns(rows: Iterable[tuple[str, str]]) -> list[str]:
@@ -115,14 +123,32 @@ def plugins_installed(verbose: bool = False) -> str:
     own, *others = found.loaded
     lines = [f"{own.owner}, built in: {len(own.components)} components (cdlm list)"]
     for plugin in others:
-        lines.append(f"{plugin.owner} (entry point {plugin.name})")
-        lines += [f"  {kind} {name}" for kind, name in plugin.components]
+        lines += [f"{plugin.owner} (entry point {plugin.name})", *_brought(plugin, found.registry)]
     for failure in found.failures:
         lines.append(f"failed: {failure}")
         lines += [f"  {line}" for line in failure.traceback.splitlines() if verbose]
+    if found.failures and not verbose:
+        lines.append("cdlm plugins --verbose prints their tracebacks")
     if not others and not found.failures:
         lines.append("no plugins are installed")
     return "\n".join(lines)
+
+
+def _brought(plugin: Plugin, registry: Registry) -> Iterator[str]:
+    """A line for each component, and for whatever else a plugin does."""
+    rows = [
+        (f"{kind} {name}", _about(registry.get(kind, name))) for kind, name in plugin.components
+    ]
+    yield from _columns(rows)
+    if plugin.implements("cdlm_commands"):
+        yield "  brings commands (cdlm --help)"
+    if plugin.implements("cdlm_event"):
+        yield "  hears of everything that happens in a run"
+    if plugin.seconds > SLOW:
+        yield (
+            f"  slows every command by {plugin.seconds:.1f} s: what its module imports belongs "
+            "into the modules of its components"
+        )
 
 
 def health() -> tuple[bool, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-LESSER = {"bleu_1", "bleu_2", "bleu_3"}  # in frontier.json, but not shown: BLEU-4 speaks for them
+LESSER = {  # in frontier.json, but not shown: BLEU-4 speaks for them, or more is not better
+    "bleu_1", "bleu_2", "bleu_3",
+    "distinct_1", "distinct_2", "vocabulary", "unique_captions", "self_bleu_4",
+    "novel_captions", "novel_4grams", "repeated_bigrams", "doubled_words",
+    "words", "reference_words", "empty_captions",
+}  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +225,12 @@ def _cells(found: Frontier) -> Iterator[list[Text]]:
         ]
         values[0] = Text("* " if point in found.best else "") + values[0]
         yield [*map(Text, numbers), *values]
+
+
+def read(text: str) -> Frontier:
+    """What `write` wrote into frontier.json. Raises ValueError, KeyError, TypeError."""
+    facts = json.loads(text)
+    return Frontier(**facts | {"points": [Point(**it) for it in facts["points"]]})
 
 
 def write(found: Frontier, folder: Path, title: str) -> Path:

@@ -1,6 +1,7 @@
 """TOML files that extend each other, and --set on top: one tree that knows each value's origin.
 
 Tables merge by key; lists replace; a table with another `use` than the one below replaces it whole.
+A table whose keys are numbers changes items of the list below: `loss.1.weight = 0.5`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any
 
 from cdlm import toml
 from cdlm.errors import Mistake, RecipeError, nearest
+from cdlm.places import recipes_dir
 
 MAX_BYTES = 256 * 1024  # a recipe is a few kilobytes
 MAX_DEPTH = 20  # tables within tables; recipes need 3
 SET = "--set"
+SHIPPED = "cdlm:"  # in front of a recipe that ships with cdlm: extends = "cdlm:extra_token.toml"
 
 Key = tuple[str, ...]
 """Where a value stands: ("conditioning", "1", "use")."""
@@ -92,8 +95,12 @@ def _stacked(files: list[Tree]) -> Tree:
 def _parent(tree: Tree, child: Path, parent: Any) -> Path:
     if not isinstance(parent, str) or not parent:
         raise _mistake(
-            tree.place(("extends",)), "expected the path of a recipe", 'like "../base.toml"'
+            tree.place(("extends",)),
+            "expected the path of a recipe",
+            f'like "../base.toml", or one that ships with cdlm: "{SHIPPED}extra_token.toml"',
         )
+    if parent.startswith(SHIPPED):
+        return recipes_dir() / parent.removeprefix(SHIPPED)
     return child.parent / parent
 
 
@@ -234,6 +241,10 @@ def _chooses_process(values: dict[str, Any]) -> bool:
 
 
 def _merge(below: Any, above: Any) -> Any:
+    if isinstance(below, list) and isinstance(above, dict) and above:
+        items = {str(i): it for i, it in enumerate(below)}
+        if above.keys() <= items.keys():  # `loss.1.weight = 0.5` changes one item
+            return list((items | {i: _merge(items[i], it) for i, it in above.items()}).values())
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
     if "use" in above and "use" in below and above["use"] != below["use"]:

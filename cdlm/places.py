@@ -18,3 +18,14 @@ def cache_dir() -> Path:
 def assets_dir() -> Path:
     """The files that ship inside the package, such as the encoder of the drawn scenes."""
     return Path(__file__).parent / "assets"
+
+
+def recipes_dir() -> Path:
+    """The recipes that ship with cdlm: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+def templates_dir() -> Path:
+    """What `cdlm new` writes, before names are filled in."""
+    return Path(__file__).parent / "templates"

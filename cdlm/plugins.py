@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
@@ -60,10 +62,15 @@ class Plugin:
     version: str
     hooks: pluggy.PluginManager = field(repr=False)
     components: tuple[tuple[str, str], ...] = ()  # (kind, name) that it brought
+    seconds: float = 0.0  # that loading it took
 
     @property
     def owner(self) -> str:
         return f"{self.distribution} {self.version}".strip()
+
+    def implements(self, hook: str) -> bool:
+        """Whether it has that one of Hooks."""
+        return _implements(self.hooks, hook)
 
     def failure(self, error: BaseException) -> Failure:
         return _failure(self.name, self.distribution, self.version, error)
@@ -96,7 +103,7 @@ class Plugins:
     def add_commands(self, app: Typer) -> None:
         """Add the plugins' commands to the app; one that can't be added becomes a failure."""
         for plugin in self.loaded:
-            if _implements(plugin.hooks, "cdlm_commands"):
+            if plugin.implements("cdlm_commands"):
                 try:
                     _add_commands(plugin, app)
                 except (Exception, SystemExit) as error:
@@ -144,15 +151,20 @@ def gather(
 
 
 def _load(point: metadata.EntryPoint, registry: Registry, seen: dict[int, str]) -> Plugin:
-    """One plugin, its components registered: all of them, or none where it raises."""
-    module = point.load()
-    if id(module) in seen:
-        raise PluginError(f"{point.value} has been loaded already, for {seen[id(module)]}")
-    with registry.all_or_nothing():
-        plugin = Plugin(point.name, *_identity(point.dist), _hooks(module))
-        registered = _registered(plugin, registry)
+    """One plugin, its components registered: all of them, or none where it raises.
+
+    What it prints goes to standard error: standard output is the command's own.
+    """
+    began = time.perf_counter()
+    with redirect_stdout(sys.stderr):
+        module = point.load()
+        if id(module) in seen:
+            raise PluginError(f"{point.value} has been loaded already, for {seen[id(module)]}")
+        with registry.all_or_nothing():
+            plugin = Plugin(point.name, *_identity(point.dist), _hooks(module))
+            registered = _registered(plugin, registry)
     seen[id(module)] = plugin.owner
-    return registered
+    return replace(registered, seconds=time.perf_counter() - began)
 
 
 def _registered(plugin: Plugin, registry: Registry) -> Plugin:

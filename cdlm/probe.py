@@ -206,7 +206,7 @@ def _trial(job: Job, table: Tensor, rows: list[int], tell: Tell) -> Trial:
 def verdicts(found: Probe) -> list[str]:
     """What the curves say, in words."""
     said = [f"one step restores {SHARE:.0%} of the words"]
-    said += [f"    {name:<18} {_till(found, name)}" for name in (WITH, WITHOUT, NEAREST)]
+    said += [f"    {name:<18} {till(found, name)}" for name in (WITH, WITHOUT, NEAREST)]
     if found.trial:
         trial = found.trial
         word, plural = "passed" if trial.passed else "failed", "" if trial.captions == 1 else "s"
@@ -217,7 +217,8 @@ def verdicts(found: Probe) -> list[str]:
     return said
 
 
-def _till(found: Probe, curve: str) -> str:
+def till(found: Probe, curve: str) -> str:
+    """Up to which noise level a curve restores SHARE of the words."""
     if curve not in found.curves:
         return "not asked: this run was always trained with it"
     t = found.reach(curve)
@@ -241,6 +242,16 @@ def table(found: Probe, title: str) -> Table:
         shares = [f"{curve[i]:.3f}" for curve in found.curves.values()]
         drawn.add_row(f"{t:.2f}", f"{found.log_snr[i]:+z.1f}", *shares)
     return drawn
+
+
+def read(text: str) -> Probe:
+    """What `write` wrote into probe.json. Raises ValueError, KeyError, TypeError."""
+    facts = json.loads(text)
+    del facts["reach"]
+    if facts["trial"]:
+        del facts["trial"]["passed"]
+        facts["trial"] = Trial(**facts["trial"])
+    return Probe(**facts)
 
 
 def write(found: Probe, folder: Path, title: str) -> Path:

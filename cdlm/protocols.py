@@ -351,3 +351,29 @@ class Selection(Protocol):
         self, candidates: list[list[str]], features: Tensor, encoder: Encoder
     ) -> list[int]:
         """The candidates of each image, features B N C -> the position of the chosen one."""
+
+
+# --------------------------------------------------------------------------------------- studies
+
+
+class Running(Protocol):
+    """A process that a launcher has started."""
+
+    def code(self) -> int | None:
+        """Its exit code; None while it waits or runs."""
+
+    def stop(self) -> None:
+        """Ask it to end, with time to save what it has. Does not wait; nothing, if it has ended."""
+
+
+class Launcher(Protocol):
+    """kind `launcher`: starts the points of a study, on this machine or elsewhere.
+
+    Wherever that is, the same folders have to be there under the same paths.
+    """
+
+    def start(self, command: Sequence[str], log: Path) -> Running:
+        """Start a process in the current folder; what it prints goes into `log`. Does not wait.
+
+        Raises CdlmError where it can't be started.
+        """

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from cdlm import layers, schema, signature, toml
 from cdlm.errors import CdlmError, Mistake, PluginError, RecipeError, nearest
 from cdlm.layers import Key, Tree
-from cdlm.registry import KINDS, Entry, Kind, Registry
+from cdlm.registry import IN_RECIPES, KINDS, Entry, Kind, Registry
 from cdlm.signature import Parameter, Spec
 from cdlm.values import Above0, Count, NonNegative, Positive, Share
 
@@ -68,6 +68,9 @@ class EvaluateTable:
     limit: Count = 0  # images, the first ones of the split; 0: all
     batch: Positive = 256  # captions that are sampled together
 
+
+SAMPLING = ("rounding", "grid", "sampler", "constraint", "selection", "metric", "evaluate")
+"""What of a recipe training never looks at; nor at what a component lists as `afterwards`."""
 
 TABLES = {
     name: Entry("table", name, f"{__name__}:{table.__name__}", "cdlm")
@@ -129,9 +132,21 @@ class Recipe:
     @property
     def hash(self) -> str:
         """SHA-256 of all that counts: neither name, about and origins, nor the order of keys."""
-        counts = {name: value for name, value in self.values().items() if name != "about"}
-        canonical = json.dumps(counts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return _digest({name: it for name, it in self.values().items() if name != "about"})
+
+    @property
+    def training_hash(self) -> str:
+        """SHA-256 of all that its weights rest on: recipes with the same one are trained once."""
+        from cdlm import plugins
+
+        registry = plugins.load().registry
+        counts = {k: it for k, it in self.values().items() if k not in ("about", *SAMPLING)}
+        for kind, choice in self.choices.items():
+            if kind in counts and isinstance(choice, Choice):
+                spec = signature.read(registry.get(kind, choice.use))
+                after = spec.sets.get("afterwards", frozenset())
+                counts[kind] = {k: it for k, it in choice.table().items() if k not in after}
+        return _digest(counts)
 
     def values(self) -> dict[str, Any]:
         """The recipe as TOML gives it, with every default; None stands for a value left out."""
@@ -161,6 +176,11 @@ class Recipe:
         return _resolved(tree, self.name, sets, self.sets, registry)
 
 
+def _digest(values: dict[str, Any]) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_none(it) for name, it in value.items() if it is not None}
@@ -170,7 +190,7 @@ def _without_none(value: Any) -> Any:
 def load(path: str | Path, sets: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
     """The recipe in a file, with `sets` ("train.steps=500") on top. Raises RecipeError."""
     path = Path(path)
-    return _resolved(layers.read(path), _name(path), sets, [], registry)
+    return _resolved(layers.read(path), name_of(path), sets, [], registry)
 
 
 def loads(
@@ -188,7 +208,18 @@ def loads(
     return _resolved(layers.parse(text, place), name, sets, [], registry)
 
 
-def _name(path: Path) -> str:
+def resolve(tree: Tree, name: str, registry: Registry | None = None) -> Recipe:
+    """The recipe that a tree of values makes. Raises RecipeError."""
+    return _resolved(tree, name, (), [], registry)
+
+
+def table(tree: Tree, entry: Entry, registry: Registry) -> tuple[Any, list[Mistake]]:
+    """The class of `entry` made of the tree's table of that name; None, and what is wrong in it."""
+    reading = _Reading(tree, registry)
+    return reading.fixed(entry), list(reading.mistakes.values())
+
+
+def name_of(path: Path) -> str:
     """The path below a folder called recipes, or else the file's name; without its suffix."""
     parts = path.absolute().with_suffix("").parts
     if "recipes" not in parts[:-1]:
@@ -248,15 +279,16 @@ class _Reading:
         self.origins: dict[Key, str] = {}
         self.placed: list[tuple[Key, Choice]] = []
         self.without = self._without()
-        self.kinds = [kind for kind in KINDS.values() if kind.name not in self.without]
+        self.kinds = [it for name, it in IN_RECIPES.items() if name not in self.without]
 
     def values(self) -> dict[str, Any]:
         """The fields of a Recipe; of no use where there are mistakes."""
         self._check_plain_values()
         top = self.tree.values
         for name in top:
-            if name not in {*TOP, *TABLES, *KINDS, "extends"}:
-                self.note((name,), "there is no such key", nearest(name, [*TOP, *TABLES, *KINDS]))
+            if name not in {*TOP, *TABLES, *IN_RECIPES, "extends"}:
+                allowed = [*TOP, *TABLES, *IN_RECIPES]
+                self.note((name,), "there is no such key", nearest(name, allowed))
         if "extends" in top:
             self.note(("extends",), "a stored recipe extends nothing")
         values = {name: self.value((), it, top, "default") for name, it in TOP.items()}

@@ -197,5 +197,5 @@ class Event:
     """Something that happened in a run: a logged value, a checkpoint due, an end."""
 
     step: int
-    name: str  # "loss", "loss/mse", "learning_rate", "captions_per_second", "checkpoint", ...
+    name: str  # "loss", "loss/mse", "learning_rate", "checkpoint", "step", "score/BLEU-4", ...
     value: float

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cdlm import rundir
+from cdlm import checkpoint, rundir
 from cdlm.errors import DataError, RunError
 from cdlm.evaluate import Score, available, records, signature
 from cdlm.parts.metrics.coco import Bleu, CiderD, Meteor, RougeL, Spice
@@ -45,6 +45,8 @@ def record(job: Job, outcome: Outcome) -> dict[str, Any]:
         "not_scored": {it.name: it.missing for it in outcome.scores if it.missing},
         **{name.replace(" ", "_"): available(it) for name, it in outcome.beside.items()},
         "sampling_seconds": round(outcome.seconds, 3),
+        "training_seconds": checkpoint.last_state(job.run.checkpoints).get("seconds"),
+        "parameters": sum(it.numel() for it in job.parts.modules().parameters()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(job.device),
         "commit": git["commit"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from cdlm import checkpoint, plugins, results, rundir, signature
+from cdlm import checkpoint, compare, foreign, plugins, results, rundir, signature
 from cdlm import recipe as recipes
 from cdlm.checkpoint import Checkpoint
 from cdlm.compose import Parts, compose, dataset, make, metrics
@@ -40,8 +39,9 @@ from cdlm.progress import Tell, silent
 from cdlm.protocols import Encoder, Metric, Split, Tokenizer
 from cdlm.recipe import Recipe
 from cdlm.records import Answers, Dims, Event, Said
-from cdlm.rundir import METRICS, SAMPLES, RunDir
+from cdlm.rundir import DRAWS, METRICS, SAMPLES, RunDir
 from cdlm.sample import captions, forbidden
+from cdlm.stop import Stop
 from cdlm.train import Learner, learner, restore, snapshot, train
 
 SHOWN = 12  # images in a gallery
@@ -60,27 +60,6 @@ SAMPLING = (
 """What of it is built anew without loading the weights again."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Stop:
-    """Whether the process was asked to end, and by which signal."""
-
-    number: int = 0
-
-    @contextmanager
-    def listening(self) -> Iterator[Stop]:
-        """SIGINT and SIGTERM only set a flag, which is read between steps."""
-
-        def note(number: int, frame: object) -> None:
-            self.number = number
-
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def choose_device(wanted: str) -> str:
@@ -106,9 +85,44 @@ def begin(recipe: Recipe, root: Path, resume: bool, argv: Sequence[str]) -> RunD
         return run
     brought = {plugin.distribution: plugin.version for plugin in plugins.load().loaded}
     known = rundir.provenance(argv, recipe.seed, torch.get_num_threads(), brought)
+    known |= {"hash": recipe.hash, "training": recipe.training_hash}
+    known |= {"components": foreign.used(recipe)}
     return RunDir.create(
         root, recipe.name, recipe.sets, recipe.seed, recipe.hash, recipe.toml(), known
     )
+
+
+def begin_point(recipe: Recipe, root: Path, argv: Sequence[str]) -> RunDir:
+    """The run of this recipe, whatever it is called; or a new one. Raises RunError."""
+    path = rundir.find(root, recipe.hash)
+    return RunDir.open(path) if path else begin(recipe, root, True, argv)
+
+
+def borrow(run: RunDir, recipe: Recipe, root: Path) -> RunDir | None:
+    """Let a run that has no weights take over those of one that was trained in the same way.
+
+    That is one of the same `training_hash`, trained to its end, without a part that learns among
+    those that training should not look at. Its vocabulary and metrics come along. Returns it, or
+    None where there is none. Raises OSError.
+    """
+    if run.last_step is not None:
+        return None
+    for path in rundir.runs(root):
+        other = RunDir(path)
+        if other.last_step != recipe.train.steps or path == run.path:
+            continue
+        if rundir.known(path).get("training") == recipe.training_hash:
+            found = checkpoint.newest(other.checkpoints)
+            if found and found.step == recipe.train.steps and not _learned(found, recipes.SAMPLING):
+                shutil.copyfile(other.tokenizer, run.tokenizer)
+                shutil.copyfile(path / METRICS, run.path / METRICS)
+                checkpoint.adopt(found.path, run.checkpoints)
+                return other
+    return None
+
+
+def _learned(found: Checkpoint, kinds: Sequence[str]) -> bool:
+    return any(name.partition(".")[0] in kinds for name in found.tensors["weights"])
 
 
 @contextmanager
@@ -177,6 +191,8 @@ class Job:
         """
         trained = _stored(run)
         recipe = altered(trained, sets) if sets else trained
+        for change in foreign.changes(run.provenance().get("components", {}), foreign.used(recipe)):
+            log.warning("%s", change)
         splits: dict[str, Split] = {}
         encoder: Encoder = make(recipe.one("encoder"))
         encoder.to(device)
@@ -302,17 +318,17 @@ def train_run(job: Job, tell: Tell = silent) -> None:
 
     Raises RunError, CdlmError; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
     """
-    pupil, first = _pupil(job)
+    pupil, first, seconds = _pupil(job)
     job.run.rewind(first)
     if first == job.recipe.train.steps:
         return
     data = _captions(job, tell)
     with Stop().listening() as stop:
-        _train(job, pupil, data, first, stop, tell)
+        _train(job, pupil, data, first, seconds, stop, tell)
 
 
-def _pupil(job: Job) -> tuple[Learner, int]:
-    """The learner of the newest checkpoint and its step; or a new one, and 0."""
+def _pupil(job: Job) -> tuple[Learner, int, float]:
+    """The learner of the newest checkpoint, its step and seconds of training; or a new one."""
     pupil = learner(job.parts, job.recipe.train, job.device)
     found = checkpoint.newest(job.run.checkpoints)
     if found is None and job.run.last_step is not None:
@@ -321,12 +337,12 @@ def _pupil(job: Job) -> tuple[Learner, int]:
             f"{job.run.last_step})\n    run again with another seed, or move this folder away"
         )
     if found is None:
-        return pupil, 0
+        return pupil, 0, 0.0
     with _fitting(found, job.run):
         restore(pupil, found.tensors)
     if found.step < job.recipe.train.steps:
         _warn_of_threads(found.state["threads"])
-    return pupil, found.step
+    return pupil, found.step, found.state.get("seconds", 0.0)
 
 
 def _captions(job: Job, tell: Tell) -> Captions:
@@ -349,14 +365,24 @@ def _captions(job: Job, tell: Tell) -> Captions:
     return data
 
 
-def _train(job: Job, pupil: Learner, data: Captions, first: int, stop: Stop, tell: Tell) -> None:
+def _train(
+    job: Job,
+    pupil: Learner,
+    data: Captions,
+    first: int,
+    seconds: float,
+    stop: Stop,
+    tell: Tell,
+) -> None:
+    """Train from step `first` on, on which `seconds` have been spent before."""
     plan, run = job.recipe.train, job.run
     state = {"threads": torch.get_num_threads(), "vocabulary": _vocabulary(run)}
     began, loss = time.monotonic(), ""
     for event in train(job.parts, pupil, data, plan, job.recipe.seed, first):
         halt = stop.number and event.name == "step" and event.step < plan.steps
         if event.name == "checkpoint" or halt:
-            checkpoint.save(run.checkpoints, event.step, snapshot(pupil), state, plan.keep)
+            spent = {"seconds": round(seconds + time.monotonic() - began, 3)}
+            checkpoint.save(run.checkpoints, event.step, snapshot(pupil), state | spent, plan.keep)
         if halt:
             raise Interrupted(str(run.path), stop.number, event.step)
         _record(run, event)
@@ -371,6 +397,10 @@ def _train(job: Job, pupil: Learner, data: Captions, first: int, stop: Stop, tel
 def _record(run: RunDir, event: Event) -> None:
     if event.name not in ("step", "checkpoint"):
         run.append(METRICS, {"step": event.step, "name": event.name, "value": event.value})
+    _tell_plugins(run, event)
+
+
+def _tell_plugins(run: RunDir, event: Event) -> None:
     for failure in plugins.load().tell(event, run.path):
         log.warning("%s", failure)
 
@@ -500,8 +530,12 @@ def write_down(job: Job, outcome: Outcome) -> Path | None:
     run = job.run
     lines = b"".join(rundir.line(record) for record in records(outcome.answers, outcome.said))
     rundir.write_bytes(run.path / SAMPLES, lines)
+    compare.write_draws(run.path / DRAWS, metrics(job.recipe), outcome.answers)
     picture = draw_gallery(job, outcome, run.path / "gallery.png")
     run.finish(results.record(job, outcome))
+    for score in (it for it in outcome.scores if not it.missing):
+        event = Event(step=outcome.step, name=f"score/{score.name}", value=score.value)
+        _tell_plugins(run, event)
     return picture
 
 

@@ -213,7 +213,7 @@ def test_a_file_named_like_a_kind_is_a_recipe(
 def test_version_and_help(cdlm: Command) -> None:
     assert cdlm("--version").out == "cdlm 0.1.0\n"
     listed = cdlm("--help").out.partition("Commands:")[2]
-    for command in command_line.app.registered_commands:
+    for command in (it for it in command_line.app.registered_commands if not it.hidden):
         assert f"  {command.name or command.callback.__name__} " in listed  # type: ignore[union-attr]
     assert "..." not in listed  # no sentence is cut
 

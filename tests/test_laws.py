@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import random
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -685,6 +687,30 @@ breaks("metric", "tally_adds_up")(
 )
 breaks("metric", "marks_each_caption")(lambda: _metric(marks=lambda self, answers: [True]))
 breaks("metric", "tells_right_from_wrong")(lambda: _metric(lambda answers: {"score": 1.0}))
+
+# --------------------------------------------------------------------------------------- launcher
+
+
+class Careless:
+    """Starts a process, and does one thing wrong."""
+
+    def __init__(self, **changed: Any) -> None:
+        self.changed = changed
+
+    def start(self, command: list[str], log: Path) -> Any:
+        usual: dict[str, Any] = {"cwd": None, "mode": "ab", "codes": lambda code: code}
+        how = usual | self.changed
+        with log.open(how["mode"]) as out:
+            process = subprocess.Popen(command, stdout=out, stderr=out, cwd=how["cwd"])
+        stop = process.kill if how.get("kills") else process.terminate
+        return SimpleNamespace(code=lambda: how["codes"](process.poll()), stop=stop)
+
+
+breaks("launcher", "tells_the_exit_code")(lambda: Careless(codes=lambda code: code and 0))
+breaks("launcher", "does_not_wait")(lambda: Careless(codes=lambda code: code or 0))
+breaks("launcher", "keeps_what_is_printed")(lambda: Careless(mode="wb"))
+breaks("launcher", "starts_in_the_current_folder")(lambda: Careless(cwd="/"))
+breaks("launcher", "stops_gently")(lambda: Careless(kills=True))
 
 # ----------------------------------------------------------------------------------------- tests
 

@@ -15,7 +15,7 @@ import pytest
 from cdlm import layers, recipe, toml
 from cdlm.errors import CdlmError, RecipeError
 from cdlm.recipe import LARGEST, LINES, Recipe
-from cdlm.registry import KINDS, Registry
+from cdlm.registry import IN_RECIPES, Registry
 
 PARTS = '''
 from dataclasses import dataclass, field
@@ -111,7 +111,7 @@ process = { use = "plain" }
 """
     + "".join(
         f'{kind} = {{ use = "plain" }}\n'
-        for kind, it in KINDS.items()
+        for kind, it in IN_RECIPES.items()
         if kind not in NAMED and not it.many
     )
     + """
@@ -133,7 +133,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("parts")
     (folder / "recipe_test_parts.py").write_text(PARTS)
     registry = Registry()
-    for kind in KINDS:
+    for kind in IN_RECIPES:
         for name, cls in NAMED.get(kind, {"plain": "Plain"}).items():
             registry.add(kind, name, f"recipe_test_parts:{cls}")
     sys.path.insert(0, str(folder))
@@ -354,7 +354,7 @@ def test_a_mistake_of_set_is_placed_there(check: Check, sets: list[str], mistake
     assert mistake in said(check, "", *sets)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "process"])
+@pytest.mark.parametrize("kind", [kind for kind in IN_RECIPES if kind != "process"])
 def test_a_missing_kind_gets_an_example(registry: Registry, kind: str) -> None:
     values = {name: it for name, it in tomllib.loads(BASE).items() if name != kind}
     text = "".join(toml.pair(name, it) + "\n" for name, it in values.items())

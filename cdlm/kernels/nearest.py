@@ -15,7 +15,7 @@ from torch import Tensor
 from cdlm.kernels import cpu
 from cdlm.kernels.exact import reference
 from cdlm.kernels.noise import noise
-from cdlm.kernels.words import Halves, WordTable, look_over
+from cdlm.kernels.words import Coarse, Halves, WordTable, look_over
 
 
 def nearest_token(x: Tensor, table: Tensor | WordTable) -> Tensor:
@@ -144,17 +144,29 @@ def _find(x: Tensor, table: WordTable) -> Tensor:
 def _flat(table: WordTable) -> tuple[list[Tensor], list[float]]:
     """The table as a torch operation can be given it."""
     tensors, numbers = [table.words, table.bias], [table.radius]
-    if table.words.device.type == "cuda":
+    if table.words.is_cuda:
         half = table.halves
         tensors += [table.mean, half.words, half.bias]
         numbers += [half.scale, half.spread, half.lost, half.constant]
+    elif table.coarse is not None:
+        tensors += [table.mean, table.coarse.words, table.coarse.bias]
+        numbers += [table.spread, table.coarse.lost, table.coarse.bias_lost]
     return tensors, numbers
 
 
 def _table(tensors: list[Tensor], numbers: list[float]) -> WordTable:
+    """The table again, with all that had been found out of it."""
     words, bias, *more = tensors
-    table = WordTable(words=words, bias=bias, radius=numbers[0])
-    if more:  # what is found out when asked for is known already
-        mean, words, bias = more
-        vars(table).update(mean=mean, halves=Halves(words, bias, *numbers[1:]))
+    radius, *rest = numbers
+    if not more:
+        return WordTable(words=words, bias=bias, radius=radius)
+    mean, *forms = more
+    if words.is_cuda:
+        table = WordTable(words=words, bias=bias, radius=radius)
+        vars(table).update(mean=mean, halves=Halves(*forms, *rest))  # type: ignore[arg-type]
+        return table
+    spread, *losses = rest
+    coarse = Coarse(*forms, *losses)  # type: ignore[arg-type]
+    table = WordTable(words=words, bias=bias, radius=radius, coarse=coarse)
+    vars(table).update(mean=mean, spread=spread)
     return table

@@ -155,6 +155,9 @@ BUILT_IN = {
         "caption_length": "cdlm.parts.metrics.text:CaptionLength",
         "true_caption": "cdlm.parts.datasets.shapes.dataset:TrueCaption",
     },
+    "launcher": {
+        "local": "cdlm.parts.launchers:Local",
+    },
 }
 
 

@@ -14,10 +14,12 @@ on a component of your own making where the registry's is not what you want to c
     process   embedding, schedule, noise, timesteps, target, variance, loss
     network   conditioning, denoiser, self_conditioning, guidance
     sampling  rounding, grid, sampler, constraint, selection
+    studies   launcher
     whole     a tiny captioner around any component: it trains and it samples
 
 `examples` holds the small inputs that they use (`DIMS` is what a component gets as `dims`);
 `oracles` holds ideal denoisers in closed form.
+`check_recipe` is for the recipes that come with a component.
 A law that a component breaks by design is waived, with the reason:
 
     test_late = conformance("timesteps", "late", waive={"weigh_fairly": "it favours noise"})
@@ -27,6 +29,6 @@ Needs pytest.
 
 from __future__ import annotations
 
-from cdlm.testing.conform import Law, build, conformance, laws
+from cdlm.testing.conform import Law, build, check_recipe, conformance, laws
 
-__all__ = ["Law", "build", "conformance", "laws"]
+__all__ = ["Law", "build", "check_recipe", "conformance", "laws"]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cdlm import recipe
 from cdlm.compose import make
 from cdlm.errors import CdlmError, nearest
 from cdlm.recipe import Choice
 from cdlm.registry import KINDS
-from cdlm.testing import data, flow, network, process, sampling, whole
+from cdlm.testing import data, flow, network, process, sampling, studies, whole
 from cdlm.testing.examples import CAPTIONS, DIMS
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ Law = Callable[[Any], None]
 """(component) -> nothing; raises AssertionError where the component breaks it."""
 
 WHOLE = "works_in_a_captioner"
+BUILT = "can_be_built"
 
 
 def laws(kind: str) -> dict[str, Law]:
@@ -31,7 +34,7 @@ def laws(kind: str) -> dict[str, Law]:
     prefix = f"check_{kind}_"
     found: dict[str, Law] = {
         name.removeprefix(prefix): law
-        for module in (data, flow, process, network, sampling)
+        for module in (data, flow, process, network, sampling, studies)
         for name, law in vars(module).items()
         if name.startswith(prefix)
     }
@@ -50,11 +53,18 @@ def build(kind: str, name: str, **parameters: Any) -> Any:
     return component
 
 
+def check_recipe(path: str | Path) -> None:
+    """The recipe in this file has no mistakes. Raises RecipeError, which lists them all."""
+    recipe.load(path)
+
+
 def conformance(
     kind: str, name: str, *, waive: Mapping[str, str] | None = None, **parameters: Any
 ) -> Callable[..., None]:
     """A test function with one case for every law of the kind; assign it to a `test_...` name.
 
+    The first case is `can_be_built`: the component can be had, and has all that `cdlm.protocols`
+    asks of its kind. Where it fails the laws are skipped, so that what is wrong is said once.
     `waive` says which laws do not hold by design and why, {law: reason}; a waived law that does
     hold fails the test. Raises CdlmError for an unknown kind or law.
     """
@@ -65,11 +75,23 @@ def conformance(
         if law not in known:
             raise CdlmError(f'kind {kind} has no law "{law}"; {nearest(law, known)}')
 
-    @pytest.mark.parametrize("law", [_case(*item, waived) for item in known.items()])
+    cases = {BUILT: _nothing_more} | known
+
+    @pytest.mark.parametrize("law", [_case(*item, waived) for item in cases.items()])
     def test(law: Law) -> None:
-        law(build(kind, name, **parameters))
+        try:
+            component = build(kind, name, **parameters)
+        except CdlmError:
+            if law is _nothing_more:
+                raise
+            pytest.skip(f"it can't be built; {BUILT} says why")
+        law(component)
 
     return test
+
+
+def _nothing_more(component: Any) -> None:
+    """It has been built, and that is all that is asked."""
 
 
 def _case(name: str, law: Law, waived: Mapping[str, str]) -> ParameterSet:

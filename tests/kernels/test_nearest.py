@@ -14,6 +14,7 @@ from cdlm.kernels import (
     nearest_word,
     prepare_table,
     round_and_step,
+    words,
 )
 from cdlm.kernels.exact import reference
 
@@ -68,6 +69,22 @@ def test_the_size_of_the_pieces_changes_nothing(name: str, monkeypatch: pytest.M
     x, whole = hard.near(table, 50), nearest_token(hard.near(table, 50), table)
     monkeypatch.setattr(cpu, name, 37)
     assert torch.equal(nearest_token(x, table), whole)
+
+
+@pytest.mark.parametrize(("count", "width"), [(40, 16), (600, 33), (300, 520)])
+def test_bfloat16_where_it_pays_changes_no_token(
+    count: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "LARGE", 1)
+    monkeypatch.setattr(words, "_bfloat16_pays", lambda: True)
+    table = hard.words(count, width)
+    x, prepared = hard.near(table, 80), prepare_table(table)
+    assert cpu.block_maxima(x, prepared).error.min() > 1e-4  # coarser than float32
+    assert torch.equal(nearest_token(x, prepared), reference(x, table))
+    memory = Remember(prepared)
+    for share in (0.0, 0.01, 0.4, 0.41):
+        moved = torch.lerp(x, x.flip(0), share)
+        assert torch.equal(memory(moved), reference(moved, table))
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])

@@ -83,6 +83,7 @@ class Features:
     """
 
     needs: ClassVar[set[str]] = set()
+    provides: ClassVar[set[str]] = set()
 
     path: str  # of the safetensors file
     tensor: str = "features"  # the name of the tensor in the file

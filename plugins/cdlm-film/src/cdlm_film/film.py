@@ -28,6 +28,7 @@ class Film(nn.Module):
         nn.init.zeros_(self.modulate.bias)
 
     def forward(self, stream: Stream, condition: Condition) -> Stream:
+        """The stream, modulated where the image is given."""
         seen: Tensor = condition.keep[:, None].to(stream.h.dtype)
         a, b = (seen * self.modulate(self.norm(condition.features).mean(1))).chunk(2, dim=1)
         return replace(stream, h=stream.h * (1 + a[:, None]) + b[:, None])
