@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from rich.console import Console
 
-    from cdlm.captioner import Caption
+    from cdlm.captioner import Caption, Captioner, Options
     from cdlm.conduct import How, Work
     from cdlm.progress import Tell
     from cdlm.run import Job, Outcome
@@ -400,13 +401,10 @@ def caption(
     lets the caption go on. What is left out is as in the run's recipe. With --n nothing is
     selected: the captions stand in the order in which they were drawn.
     """
-    from cdlm import progress
-    from cdlm.captioner import Captioner, Options
+    from cdlm.captioner import Captioner
     from cdlm.parts.datasets import photos
 
-    if n > 1 and (candidates or trace):
-        option = "--candidates" if candidates else "--trace"
-        raise CdlmError(f"{option} has no effect beside --n, which shows every caption it draws")
+    _must_have_an_effect(n, candidates, trace)
     options: Options = {
         "steps": steps, "sampler": sampler, "guidance": guidance, "template": template,
         "forbid": forbid or (), "words": None if words is None else _limits(words),
@@ -414,22 +412,66 @@ def caption(
     }  # fmt: skip
     found = photos.find(images)
     captioner = Captioner.load(run, device)
+    if n > 1:
+        say = partial(_several, captioner, n, options)
+    else:
+        say = partial(_one, captioner, candidates, trace, options)
+    _caption_all(found, say, seed, out)
+
+
+def _must_have_an_effect(n: int, candidates: int | None, trace: bool) -> None:
+    if n > 1 and (candidates or trace):
+        option = "--candidates" if candidates else "--trace"
+        raise CdlmError(f"{option} has no effect beside --n, which shows every caption it draws")
+
+
+def _caption_all(
+    found: Sequence[Path],
+    say: Callable[[dict[str, Image], int], Iterator[dict[str, Any]]],
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Write a record for each photo, those that can't be read among them.
+
+    say: photos by name and a seed -> their records. Raises CdlmError at the end for photos that
+    can't be read.
+    """
+    from cdlm import progress
+
     bad: list[CdlmError] = []
     with _lines_to(out) as write, progress.bars() as tell:
         for start in range(0, len(found), AT_ONCE):
-            options["seed"] = seed + start
             read = _read(found[start : start + AT_ONCE], bad, write)
-            pictures = list(read.values())
-            if n > 1:
-                for path, texts in zip(read, captioner(pictures, n=n, **options), strict=True):
-                    write({"image": path, "captions": texts})
-                    _warn_of_fewer(path, len(texts), n)
-            else:
-                said = captioner.details(pictures, candidates=candidates, trace=trace, **options)
-                for path, it in zip(read, said, strict=True):
-                    write(_caption_record(path, it))
+            for record in say(read, seed + start):
+                write(record)
             tell("captions", min(start + AT_ONCE, len(found)), len(found), "")
     _fail_for(bad, len(found))
+
+
+def _several(
+    captioner: Captioner, n: int, options: Options, read: dict[str, Image], seed: int
+) -> Iterator[dict[str, Any]]:
+    """Records of n different captions of each photo."""
+    options = {**options, "seed": seed}
+    for path, texts in zip(read, captioner(list(read.values()), n=n, **options), strict=True):
+        if len(texts) < n:
+            log.warning("%s: only %d of %d different captions found", path, len(texts), n)
+        yield {"image": path, "captions": texts}
+
+
+def _one(
+    captioner: Captioner,
+    candidates: int | None,
+    trace: bool,
+    options: Options,
+    read: dict[str, Image],
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """Records of the chosen caption of each photo, and of its rivals."""
+    options = {**options, "seed": seed}
+    said = captioner.details(list(read.values()), candidates=candidates, trace=trace, **options)
+    for path, it in zip(read, said, strict=True):
+        yield _caption_record(path, it)
 
 
 def _read(
@@ -447,11 +489,6 @@ def _read(
             write({"image": str(path), "error": str(error)})
             log.warning("%s", error)
     return read
-
-
-def _warn_of_fewer(path: str, found: int, wanted: int) -> None:
-    if found < wanted:
-        log.warning("%s: only %d of %d different captions found", path, found, wanted)
 
 
 def _fail_for(bad: Sequence[CdlmError], total: int) -> None:

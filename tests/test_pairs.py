@@ -83,6 +83,7 @@ OPTIONS: dict[Item, dict[str, Any]] = {  # what a component can't do without, or
     ("constraint", "size"): {"least": 1, "most": 10},
     ("selection", "mbr"): {"count": 2},
     ("selection", "similarity"): {"count": 2},
+    ("metric", "image_similarity"): {"encoder": {"use": "open_clip", "model": "cdlm:shapes_clip"}},
 }
 
 # --------------------------------------------------------------- what goes together and what not
@@ -343,7 +344,8 @@ def test_all_pairs_train_and_sample(row: dict[str, str], files: Path) -> None:
     answers = Answers(
         image_ids=held.ids, captions=said, references=held.captions, truths=held.truths
     )
-    assert all(math.isfinite(score.value) for score in evaluate(metrics(found), answers))
+    scores = evaluate(metrics(found), answers)  # some need what is not on every machine
+    assert all(bool(score.missing) != math.isfinite(score.value) for score in scores)
 
 
 def sampled(parts: Parts, table: torch.Tensor) -> Iterator[State]:

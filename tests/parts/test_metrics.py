@@ -415,7 +415,7 @@ def plain_self_bleu(rows: list[list[str]]) -> float:
     return sum(scores) / len(rows)
 
 
-def test_self_bleu_is_each_caption_against_all_others() -> None:
+def test_self_bleu_is_each_caption_against_all_others(no_java: None) -> None:
     rng = random.Random(0)
     for _ in range(20):
         rows = [rng.choices("abcde", k=rng.randint(1, 9)) for _ in range(rng.randint(2, 9))]

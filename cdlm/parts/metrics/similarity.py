@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from cdlm.protocols import Encoder
 
+SCORES = ["clip_score", "ref_clip_score"]
+NO_IMAGES = "there are no images here"
 PROMPT = "A photo depicts "  # before every caption and reference
 WEIGHT = 2.5  # brings CLIPScore to about 0 to 1
 
@@ -45,11 +47,13 @@ class ClipScore:
     def tally(self, answers: Answers) -> Tally:
         """Each caption's scores."""
         require_references(answers)
+        if answers.features is None:
+            raise Unavailable(SCORES, NO_IMAGES)
         try:
-            return _clip_scores(_openai(), answers)
+            encoder = _openai()
+            return _clip_scores(encoder, answers.features(encoder), answers)
         except CdlmError as error:  # no weights, or no photos
-            why = str(error).partition("\n")[0]
-            raise Unavailable(["clip_score", "ref_clip_score"], why) from error
+            raise Unavailable(SCORES, str(error).partition("\n")[0]) from error
 
     def marks(self, answers: Answers) -> None:
         """It gives no verdict on a single caption."""
@@ -86,9 +90,6 @@ class ImageSimilarity:
         """It gives no verdict on a single caption."""
 
 
-NO_IMAGES = "there are no images here"
-
-
 def _openai() -> Encoder:
     """The encoder that CLIPScore is defined for. Raises CdlmError where it can't be had."""
     if why := _why_not():
@@ -105,12 +106,9 @@ def _why_not() -> str:
     return ""
 
 
-def _clip_scores(encoder: Encoder, answers: Answers) -> Tally:
-    """The scores of each caption, by this encoder. Raises CdlmError."""
-    if answers.features is None:
-        raise CdlmError(NO_IMAGES)
-    images = _unit(answers.features(encoder)[:, 0])
-    read = _reader(encoder)
+def _clip_scores(encoder: Encoder, features: Tensor, answers: Answers) -> Tally:
+    """The scores of each caption. Shapes: features images N C."""
+    images, read = _unit(features[:, 0]), _reader(encoder)
     captions = read(answers.captions)
     near = WEIGHT * (images * captions).sum(-1).clamp(min=0)
     truth = read([text for texts in answers.references for text in texts])
