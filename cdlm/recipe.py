@@ -326,7 +326,7 @@ class _Reading:
 
         What is older was said for another process, and drops out with it.
         """
-        for kind in self.tree.values.keys() & (self.without - self.tree.older):
+        for kind in sorted(self.tree.values.keys() & (self.without - self.tree.older)):
             within = [key for key, it in self.tree.origins.items() if it == layers.SET]
             key = next((key for key in within if key[:1] == (kind,)), (kind,))
             use = self.tree.values["process"]["use"]

@@ -225,9 +225,8 @@ class _Reading:
     def recipe(self, options: Options) -> Recipe:
         """What comes of these options. Raises RecipeError."""
         values = {name: it for name, it in self.tree.values.items() if name not in OWN}
-        tree = Tree(
-            values, {k: it for k, it in self.tree.origins.items() if k[:1] not in _OWN_KEYS}
-        )
+        origins = {k: it for k, it in self.tree.origins.items() if k[:1] not in _OWN_KEYS}
+        tree = replace(self.tree, values=values, origins=origins)
         pieces = [self._piece(axis, option) for axis, option in options.items()]
         for piece in pieces:  # choices first: they drop the parameters of what was there
             tree = layers.overlay(tree, replace(piece, values=_choices(piece.values)))
