@@ -24,6 +24,9 @@ class Component:
         best = [max(_overlap(said, text) for text in texts) for said, texts in pairs]
         return {"COMPONENT": sum(best) / max(1, len(best))}
 
+    def tally(self, answers: Answers) -> None:
+        """It is not told how the images add up, so that studies compare it over seeds alone."""
+
     def marks(self, answers: Answers) -> list[bool] | None:
         """No caption is right or wrong by itself."""
         return None
