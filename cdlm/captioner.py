@@ -6,11 +6,13 @@ captioner = cdlm.Captioner.load("runs/extra_token/default-s0-1a2b3c4d")
 captioner("photo.jpg")
 captioner(["a.jpg", "b.jpg"], steps=10, sampler="ddim", seed=1)
 captioner("photo.jpg", n=5, template="a [ ] dog on [ ]", forbid=["grass"])
+captioner.details("photo.jpg", candidates=10).confidence
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, Unpack, overload
 
@@ -21,15 +23,27 @@ from torch import Generator, Tensor
 from cdlm import toml
 from cdlm.errors import DataError, Mistake, RecipeError
 from cdlm.parts.datasets import photos
+from cdlm.parts.selections import agreement
 from cdlm.run import SAMPLING, Job, caption_features, choose_device
 from cdlm.rundir import RunDir
-from cdlm.sample import candidates, forbidden
+from cdlm.sample import candidates, forbidden, traces
 
 Picture: TypeAlias = str | Path | Image
 SamplerTable: TypeAlias = str | dict[str, Any]
 WordCount: TypeAlias = tuple[int | None, int | None]  # at least, at most
 
 TRIES = 8  # rounds of n draws until n captions differ
+CANDIDATES = 5  # that `details` draws where the recipe draws one
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption, and what speaks for it."""
+
+    text: str
+    confidence: float | None  # its mean sentence BLEU-4 against the other candidates; None: alone
+    candidates: list[str]  # in the order in which they were drawn
+    trace: list[str]  # the caption at every step, from the first noise on; [] unless asked for
 
 
 class Options(TypedDict, total=False):
@@ -120,6 +134,51 @@ class Captioner:
         return said[0] if one else said
 
     @overload
+    def details(  # type: ignore[overload-overlap]
+        self,
+        images: Picture,
+        *,
+        candidates: int | None = None,
+        trace: bool = False,
+        **options: Unpack[Options],
+    ) -> Caption: ...
+
+    @overload
+    def details(
+        self,
+        images: Sequence[Picture],
+        *,
+        candidates: int | None = None,
+        trace: bool = False,
+        **options: Unpack[Options],
+    ) -> list[Caption]: ...
+
+    def details(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        candidates: int | None = None,
+        trace: bool = False,
+        **options: Unpack[Options],
+    ) -> Caption | list[Caption]:
+        """The caption of one image, or of several, each with its confidence and its rivals.
+
+        candidates: captions drawn for each image, of which the recipe's selection chooses one; as
+        many as it says, or CANDIDATES where it draws one. Where it draws one and several are asked
+        for, `mbr` chooses: the one that is most like the others.
+        trace: also the caption as it reads at every step of sampling.
+        The confidence is how much the candidates agree with the chosen one: its mean sentence
+        BLEU-4 against the others, 0 to 1. It is no probability of being right.
+        Other options, equal calls and errors are as for calling the captioner.
+        """
+        one = isinstance(images, str | Path) or not isinstance(images, Sequence)
+        many: Sequence[Picture] = [images] if one else images  # type: ignore[list-item, assignment]
+        job = _drawing(self._job_of(options), candidates)
+        features = self._job.parts.encoder.encode([_read(image) for image in many])
+        found = detailed(job, features, options.get("seed", 0), trace)
+        return found[0] if one else found
+
+    @overload
     def of_features(
         self, features: Tensor, *, n: None = None, **options: Unpack[Options]
     ) -> list[str]: ...
@@ -150,6 +209,12 @@ class Captioner:
         rules = _rules(template, forbid, words)
         return _said(self._sampling(steps, sampler, guidance, rules, sets), features, n, seed)
 
+    def _job_of(self, options: Options) -> Job:
+        """The run's job with these options."""
+        rules = _rules(options.get("template"), options.get("forbid") or (), options.get("words"))
+        ways = options.get("steps"), options.get("sampler"), options.get("guidance")
+        return self._sampling(*ways, rules, options.get("sets") or ())
+
     def _sampling(
         self,
         steps: int | None,
@@ -176,6 +241,42 @@ def _said(job: Job, features: Tensor, n: int | None, seed: int) -> Any:
         return different_captions(job, features, n, seed)
     said = caption_features(job, features, seed, job.recipe.evaluate.batch)
     return [it.caption for it in said]
+
+
+def _drawing(job: Job, count: int | None) -> Job:
+    """The job with so many candidates for each image; None: as many as it draws, if several."""
+    if count is not None and count < 1:
+        raise ValueError(f"candidates: expected a whole number above 0, got {count}")
+    before = job.parts.selection.count
+    wanted = count or (before if before > 1 else CANDIDATES)
+    if wanted == before:
+        return job
+    if wanted == 1:
+        return job.sampling(["selection={ use = 'first' }"])
+    fewer_or_more = f"selection.count={wanted}"
+    mbr = f"selection={{ use = 'mbr', count = {wanted} }}"
+    return job.sampling([fewer_or_more if before > 1 else mbr])
+
+
+def detailed(job: Job, table: Tensor, seed: int, trace: bool = False) -> list[Caption]:
+    """A caption for each row of features N C, with its confidence; and its trace, if asked for."""
+    rng, parts = Generator(job.device).manual_seed(seed), job.parts
+    count, found = parts.selection.count, list[Caption]()
+    for rows in table.split(max(1, job.recipe.evaluate.batch // count)) if len(table) else ():
+        given = rows.to(job.device)
+        if trace:
+            walks = traces(parts, given, rng, count)
+            drawn = [[walk[-1] for walk in walks_of] for walks_of in walks]
+        else:
+            walks, drawn = [], candidates(parts, given, rng, count)
+        for i, chosen in enumerate(parts.selection(drawn, given, parts.encoder)):
+            found.append(_caption(drawn[i], chosen, walks[i][chosen] if trace else []))
+    return found
+
+
+def _caption(texts: list[str], chosen: int, trace: list[str]) -> Caption:
+    confidence = agreement(texts)[chosen] if len(texts) > 1 else None
+    return Caption(texts[chosen], confidence, texts, trace)
 
 
 def different_captions(job: Job, table: Tensor, n: int, seed: int) -> list[list[str]]:

@@ -114,6 +114,35 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(step=step, tensors=tensors, state=state, path=path)
 
 
+def last_state(folder: Path) -> dict[str, Any]:
+    """The state of the newest checkpoint as it stands there, not verified; {} without any."""
+    for _, path in _saved(folder):
+        with suppress(OSError, ValueError):
+            return dict(json.loads((path / STATE).read_bytes()))
+    return {}
+
+
+def adopt(path: Path, folder: Path) -> Path:
+    """Put a checkpoint of another run into `folder`, whole or not at all. Raises OSError.
+
+    Its files are shared where the file system can do that: they are never written to again.
+    """
+    place = folder / path.name
+    hidden = temporary(place)
+    shutil.rmtree(hidden, ignore_errors=True)
+    shutil.copytree(path, hidden, copy_function=_linked)
+    _put(hidden, place)
+    return place
+
+
+def _linked(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
+
+
 # ------------------------------------------------------------------------------------ writing
 
 

@@ -12,8 +12,10 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +23,12 @@ from cdlm import blame, plugins
 from cdlm.errors import CdlmError, Interrupted
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+    from rich.console import Console
+
+    from cdlm.captioner import Caption
+    from cdlm.conduct import How, Work
+    from cdlm.progress import Tell
     from cdlm.run import Job, Outcome
     from cdlm.rundir import RunDir
 
@@ -118,58 +126,253 @@ def _train(
     _use_threads(threads)
     chosen = job_of.choose_device(device)
     folder = job_of.begin(resolved, runs, resume, sys.argv)
-    with (
-        folder.lock(),
-        job_of.gone_unless_started(folder),
-        _logged(folder),
-        progress.bars() as tell,
-    ):
-        for failure in plugins.load().failures:
-            log.warning("%s; see cdlm plugins --verbose", failure)
+    with folder.lock(), _working(folder):
         if evaluate and folder.finished:
             _note("this run has finished; evaluating it again")
-        job = job_of.Job.open(folder, chosen)
-        _note(f"run: {folder.path}")
-        job_of.train_run(job, tell)
-        outcome = job_of.evaluate_run(job, tell) if evaluate else None
-        picture = job_of.write_down(job, outcome) if outcome else None
+        with progress.bars() as tell:
+            job, outcome, picture = _carry_out(folder, chosen, evaluate, tell)
     if outcome:
         _show(job, outcome, picture)
     else:
         print(f"run: {folder.path}")
 
 
+@contextmanager
+def _working(folder: RunDir) -> Iterator[None]:
+    """A run's folder goes again where nothing comes of it; what is warned of stands in its log."""
+    from cdlm import run as job_of
+
+    with job_of.gone_unless_started(folder), _logged(folder):
+        for failure in plugins.load().failures:
+            log.warning("%s; see cdlm plugins --verbose", failure)
+        yield
+
+
+def _carry_out(
+    folder: RunDir, device: str, evaluate: bool, tell: Tell
+) -> tuple[Job, Outcome | None, Path | None]:
+    """Train a run to its end; then score it, and write that down, if wanted."""
+    from cdlm import run as job_of
+
+    job = job_of.Job.open(folder, device)
+    _note(f"run: {folder.path}")
+    job_of.train_run(job, tell)
+    outcome = job_of.evaluate_run(job, tell) if evaluate else None
+    return job, outcome, job_of.write_down(job, outcome) if outcome else None
+
+
+@app.command(hidden=True)
+def point(
+    recipe: RecipeFile,
+    name: Annotated[str, typer.Option(help="Of the study.")],
+    option: Annotated[list[str] | None, typer.Option(help="For the name of its folder.")] = None,
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    threads: Threads = 1,
+) -> None:
+    """Run one point of a study, as its launcher does; nothing, where it has finished."""
+    from cdlm import recipe as recipes
+
+    resolved = replace(recipes.load(recipe), name=name, sets=option or [])
+    from cdlm import progress
+    from cdlm import run as job_of
+
+    _use_threads(threads)
+    chosen, done = job_of.choose_device(device), False
+    while not done:  # again where another process, waited for, has failed and left nothing
+        folder = job_of.begin_point(resolved, runs, sys.argv)
+        with folder.lock(wait=True):
+            done = folder.recipe.is_file()
+            if done and not folder.finished:
+                with _working(folder), progress.bars() as tell:
+                    if other := job_of.borrow(folder, resolved, runs):
+                        _note(f"trained already: {other.path}")
+                    _carry_out(folder, chosen, True, tell)
+
+
+# --------------------------------------------------------------------------------------- studies
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY", help="A TOML file.")],
+    set_: Sets = None,
+    runs: Runs = Path("runs"),
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Points at a time.")] = 1,
+    launcher: Annotated[
+        str, typer.Option(metavar="NAME", help="Where points run: cdlm list launcher")
+    ] = "",
+    device: Device = "auto",
+    threads: Annotated[
+        int, typer.Option(metavar="N", min=1, max=512, help="CPU threads of each point.")
+    ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, and how long it will take.")
+    ] = False,
+) -> None:
+    """Train every point of a study, and say which choices matter.
+
+    Like: cdlm study recipes/studies/target.toml --jobs 2. What has been run is not run again, what
+    was stopped goes on: run the same command again. Writes table.md and table.json into the study's
+    folder. Exit code 1: a point failed.
+    """
+    from cdlm import board, conduct, outcome
+    from cdlm import study as studies
+    from cdlm.stop import Stop
+
+    work = conduct.Work.of(studies.load(file, set_ or [], launcher), runs)
+    how = conduct.How(
+        launcher=conduct.launcher_of(work.study.launcher),
+        jobs=jobs,
+        device=device,
+        threads=threads,
+    )
+    if dry_run:
+        _print_plan(work, how)
+        return
+    work.plan()
+    with _folder(work.folder).lock(), Stop().listening() as stop, board.live(work) as show:
+        whole = conduct.run(work, how, show, lambda: bool(stop.number))
+    if not whole:
+        _note("stopped; all is saved\n    go on with the same command")
+        raise typer.Exit(128 + stop.number)
+    _show_study(work, outcome.outcome(work))
+
+
+def _print_plan(work: Work, how: How) -> None:
+    """The points, what there is of them, and how long the rest will take."""
+    from cdlm import board, estimate, progress
+
+    _console().print(board.plan(work))
+    _use_threads(how.threads)
+    try:
+        with progress.bars() as tell:
+            left = estimate.seconds(work, _device(how.device), tell)
+    except CdlmError as error:
+        print(f"estimate: none; a point could not be timed: {error}")
+        return
+    print(board.estimated(left, how.jobs))
+
+
+def _show_study(work: Work, found: dict[str, Any]) -> None:
+    """The table, what it says, and where it is; then what failed."""
+    from cdlm import outcome
+
+    if found:
+        _console().print(outcome.table(found))
+        print("\n".join(found["findings"]))
+        print(f"table: {outcome.write(work, found)}")
+    failed = [trial for trial in work.trials.values() if trial.state == "failed"]
+    for trial in failed:
+        lines = trial.failure.replace("\n", "\n    ")
+        log = work.folder / "logs" / f"{trial.file}.txt"
+        _note(f"failed: {trial.labels[0]}, seed {trial.recipe.seed} ({log})\n    {lines}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _folder(path: Path) -> RunDir:
+    from cdlm.rundir import RunDir
+
+    return RunDir(path)
+
+
+def _device(wanted: str) -> str:
+    from cdlm.run import choose_device
+
+    return choose_device(wanted)
+
+
 @app.command("eval")
 def evaluate(
-    run: RunFolder,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's folder.")] = None,
+    run_: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="The same.")] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="The split; else the recipe's.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the captions as COCO's results.")
+    ] = None,
     set_: Sets = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
     """Caption and score a trained run again, and print the table.
 
-    Like: cdlm eval RUN --set evaluate.split=test --set sampler.steps=5. What the weights rest on
-    can't be set. The run's own summary and samples stay as they are.
+    Like: cdlm eval RUN --split test --set sampler.steps=5. What the weights rest on can't be set.
+    The run's own summary and samples stay as they are; the result goes into RUN/eval/.
     """
-    from cdlm import progress
+    from cdlm import progress, results
     from cdlm import run as job_of
     from cdlm.rundir import RunDir
 
     _use_threads(threads)
-    job = job_of.Job.open(RunDir.open(run), job_of.choose_device(device), set_ or [])
+    _must_be_a_place(out)
+    folder = RunDir.open(_one_run(run, run_))
+    sets = [*([f"evaluate.split={split}"] if split else []), *(set_ or [])]
+    job = job_of.Job.open(folder, job_of.choose_device(device), sets)
     with progress.bars() as tell:
         outcome = job_of.evaluate_run(job, tell)
     _show(job, outcome, None)
+    _write(out, results.coco_results(outcome.answers))
+    print(f"result: {results.keep(job, outcome, sets)}")
+
+
+def _one_run(argument: Path | None, option: Path | None) -> Path:
+    """The run that was named in one of two ways. Raises CdlmError."""
+    if (argument is None) == (option is None):
+        raise CdlmError("which run? give its folder once: cdlm eval RUN, or cdlm eval --run DIR")
+    return argument or option or Path()
+
+
+@app.command()
+def score(
+    captions: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="JSON: [{image_id, caption}, ...].")
+    ],
+    annotations: Annotated[
+        Path, typer.Argument(metavar="ANNOTATIONS", help="COCO's JSON of captions.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores here.")] = None,
+) -> None:
+    """Score a file of captions, without a run.
+
+    Like: cdlm score results.json annotations/captions_val2017.json. Images without a caption in
+    RESULTS are left out; N says how many are scored.
+    """
+    from rich.console import Console
+
+    from cdlm import evaluate as judges
+    from cdlm import results
+
+    _must_be_a_place(out)
+    answers = results.read_answers(captions, annotations)
+    scores = judges.evaluate(results.published(), answers, judges.RESAMPLES)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(judges.table(scores, captions.name, "captions of a file"))
+    _write(out, results.as_json(scores, answers))
 
 
 @app.command()
 def caption(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Images and folders.")],
     run: Annotated[Path, typer.Option(metavar="DIR", help="The run whose captioner to use.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JSON lines here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "--jsonl", metavar="FILE", help="Write JSON lines here.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps.")] = None,
     sampler: Annotated[str | None, typer.Option(metavar="NAME", help="cdlm list sampler")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale; 1: none.")] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Drawn for each image; one of them is chosen."),
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also the caption at every step of sampling.")
+    ] = False,
     n: Annotated[
         int, typer.Option("--n", min=1, help="So many different captions of each image.")
     ] = 1,
@@ -190,15 +393,20 @@ def caption(
 ) -> None:
     """Caption your own images.
 
-    Like: cdlm caption photo.jpg --run RUN --n 3 --template "a [ ] dog on ..." --forbid grass. In a
-    template [ ] is one word to fill in, and "..." at its end lets the caption go on. What is left
-    out is as in the run's recipe. With --n nothing is selected: the captions stand in the order in
-    which they were drawn.
+    Like: cdlm caption photo.jpg --run RUN --candidates 10. After each caption stands how far the
+    other candidates say the same, 0 to 1: 5 of them, unless the run's recipe selects among others.
+    Photos that can't be read are named, and stop nothing.
+    --template "a [ ] dog on ..." gives words to keep: [ ] is one to fill in, and "..." at the end
+    lets the caption go on. What is left out is as in the run's recipe. With --n nothing is
+    selected: the captions stand in the order in which they were drawn.
     """
     from cdlm import progress
     from cdlm.captioner import Captioner, Options
     from cdlm.parts.datasets import photos
 
+    if n > 1 and (candidates or trace):
+        option = "--candidates" if candidates else "--trace"
+        raise CdlmError(f"{option} has no effect beside --n, which shows every caption it draws")
     options: Options = {
         "steps": steps, "sampler": sampler, "guidance": guidance, "template": template,
         "forbid": forbid or (), "words": None if words is None else _limits(words),
@@ -206,18 +414,53 @@ def caption(
     }  # fmt: skip
     found = photos.find(images)
     captioner = Captioner.load(run, device)
+    bad: list[CdlmError] = []
     with _lines_to(out) as write, progress.bars() as tell:
         for start in range(0, len(found), AT_ONCE):
-            paths = found[start : start + AT_ONCE]
             options["seed"] = seed + start
-            said: Sequence[str | list[str]] = (
-                captioner(paths, n=n, **options) if n > 1 else captioner(paths, **options)
-            )
-            for path, texts in zip(paths, said, strict=True):
-                if n > 1 and len(texts) < n:
-                    log.warning("%s: only %d of %d different captions found", path, len(texts), n)
-                write(str(path), texts)
-            tell("captions", start + len(paths), len(found), "")
+            read = _read(found[start : start + AT_ONCE], bad, write)
+            pictures = list(read.values())
+            if n > 1:
+                for path, texts in zip(read, captioner(pictures, n=n, **options), strict=True):
+                    write({"image": path, "captions": texts})
+                    _warn_of_fewer(path, len(texts), n)
+            else:
+                said = captioner.details(pictures, candidates=candidates, trace=trace, **options)
+                for path, it in zip(read, said, strict=True):
+                    write(_caption_record(path, it))
+            tell("captions", min(start + AT_ONCE, len(found)), len(found), "")
+    _fail_for(bad, len(found))
+
+
+def _read(
+    paths: Sequence[Path], bad: list[CdlmError], write: Callable[[dict[str, Any]], object]
+) -> dict[str, Image]:
+    """The photos that can be read, by name; the others are noted."""
+    from cdlm.parts.datasets import photos
+
+    read = {}
+    for path in paths:
+        try:
+            read[str(path)] = photos.read(path)
+        except CdlmError as error:
+            bad.append(error)
+            write({"image": str(path), "error": str(error)})
+            log.warning("%s", error)
+    return read
+
+
+def _warn_of_fewer(path: str, found: int, wanted: int) -> None:
+    if found < wanted:
+        log.warning("%s: only %d of %d different captions found", path, found, wanted)
+
+
+def _fail_for(bad: Sequence[CdlmError], total: int) -> None:
+    """Raises CdlmError where photos could not be read, once all others are captioned."""
+    if total == len(bad) == 1:
+        raise bad[0]
+    if bad:
+        rest = "the others are captioned" if len(bad) < total else "none is captioned"
+        raise CdlmError(f"{len(bad):,} of {total:,} photos can't be read (see above); {rest}")
 
 
 def _limits(text: str) -> tuple[int, int | None]:
@@ -312,6 +555,56 @@ def probe(
     )
     print("\n".join(probes.verdicts(found)))
     print(f"chart: {probes.write(found, job.run.path / 'probe', job.recipe.name)}")
+
+
+class Format(StrEnum):
+    """What `report` can write."""
+
+    html = "html"
+    md = "md"
+    latex = "latex"
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    format_: Annotated[
+        list[Format] | None,
+        typer.Option("--format", help="May be repeated; html unless given."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="RUN/report, or ./report for several runs, unless given."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything anew.")] = False,
+    no_sampling: Annotated[
+        bool, typer.Option("--no-sampling", help="Leave out what was not measured before.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Write a page on a run, or on several side by side, to show to others.
+
+    Like: cdlm report RUN --format html --format latex. One file, which needs no network: scores
+    with intervals, learning curves, restoration, quality against cost, a gallery, a denoising
+    trace, provenance, the recipe. What needs sampling (as cdlm probe and cdlm frontier do it) is
+    done once, and kept in the run's folder. Of several runs the first is the one that the others
+    are compared with. md and latex are the table of scores alone.
+    """
+    from cdlm import progress
+    from cdlm import report as reports
+
+    _use_threads(threads)
+    folder = out or (runs[0] / "report" if len(runs) == 1 else Path("report"))
+    formats = [it.value for it in format_ or [Format.html]]
+    with progress.bars() as tell:
+        written = reports.report(
+            runs, folder, formats, device=device, fresh=fresh, sampling=not no_sampling, tell=tell
+        )
+    for run, what, why in written.missing:
+        _note(f"left out of {run}: {what}: {why}")
+    for path in written.files:
+        print(f"report: {path} ({path.stat().st_size / 1e6:.2f} MB)")
 
 
 # ----------------------------------------------------------------------------------------- looking
@@ -464,30 +757,53 @@ def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _must_be_a_place(out: Path | None) -> None:
+    """Raises CdlmError where no file can be written: before anything slow."""
+    if out and (out.is_dir() or not out.parent.is_dir()):
+        what = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise CdlmError(f"--out {out}: can't write there: {what}")
+
+
+def _write(out: Path | None, value: object) -> None:
+    """A file of JSON, where one was asked for."""
+    from cdlm.rundir import write_json
+
+    if out:
+        write_json(out, value)
+
+
 @contextmanager
-def _lines_to(out: Path | None) -> Iterator[Callable[[str, str | list[str]], None]]:
-    """A function that writes a path and its captions: as text, or as JSON lines into a file."""
+def _lines_to(out: Path | None) -> Iterator[Callable[[dict[str, Any]], object]]:
+    """A function that writes an image's record: as text, or as a JSON line into a file."""
     if out is None:
-        yield _print_captions
+        yield _print_record
         return
+    _must_be_a_place(out)
     try:
         file = out.open("w", encoding="utf-8", buffering=1)  # by lines: a kill leaves what is done
     except OSError as error:
-        hint = (
-            "" if out.parent.is_dir() else f"\n    there is no folder {out.parent}; make it first"
-        )
-        raise CdlmError(f"--out {out}: can't write there: {error.strerror}{hint}") from error
+        raise CdlmError(f"--out {out}: can't write there: {error.strerror}") from error
     with file:
-        yield lambda path, said: print(json.dumps(_caption_record(path, said)), file=file)
+        yield lambda record: print(json.dumps(record), file=file)
 
 
-def _print_captions(path: str, said: str | list[str]) -> None:
-    for text in [said] if isinstance(said, str) else said:
+def _print_record(record: dict[str, Any]) -> None:
+    """A line for each caption: image, caption, confidence; and below it one for each step."""
+    path = record["image"]
+    for text in record.get("captions", ()):
         print(f"{path}\t{text}", flush=True)
+    if "caption" in record:
+        sure = [f"{record['confidence']:.2f}"] if "confidence" in record else []
+        print(path, record["caption"], *sure, sep="\t", flush=True)
+    for i, text in enumerate(record.get("trace", ())):
+        print(f"  step {i}\t{text}", flush=True)
 
 
-def _caption_record(path: str, said: str | list[str]) -> dict[str, str | list[str]]:
-    return {"image": path, "caption" if isinstance(said, str) else "captions": said}
+def _caption_record(path: str, said: Caption) -> dict[str, Any]:
+    record: dict[str, Any] = {"image": path, "caption": said.text}
+    if said.confidence is not None:
+        record |= {"confidence": round(said.confidence, 4), "candidates": said.candidates}
+    return record | ({"trace": said.trace} if said.trace else {})
 
 
 @contextmanager

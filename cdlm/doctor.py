@@ -275,8 +275,8 @@ def _package(name: str, version: str | None) -> Finding:
 
 
 def _java() -> Finding:
-    """Java runs coco-caption's tokenizer and METEOR, and nothing else."""
-    without = "only coco-caption's PTB tokenizer and METEOR need it"
+    """Java runs coco-caption's tokenizer, METEOR and SPICE, and nothing else."""
+    without = "only coco-caption's PTB tokenizer (cdlm has its own), METEOR and SPICE need it"
     try:
         done = subprocess.run(["java", "-version"], capture_output=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

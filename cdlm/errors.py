@@ -16,6 +16,14 @@ class DataError(CdlmError):
     """Data that is missing, unreadable or of the wrong form."""
 
 
+class Unavailable(CdlmError):
+    """Scores that can't be had on this machine, and why not. Tables show "n/a"."""
+
+    def __init__(self, scores: Sequence[str], why: str):
+        self.scores, self.why = list(scores), why
+        super().__init__(f"{', '.join(self.scores)}: not available: {why}")
+
+
 class RunError(CdlmError):
     """A run directory that can't be written, read or resumed."""
 

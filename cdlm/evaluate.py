@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from cdlm.errors import PluginError
+import numpy as np
+
+from cdlm.errors import PluginError, Unavailable
 from cdlm.parts.metrics import tokenize
+from cdlm.parts.metrics.tokens import engine
 from cdlm.parts.selections import sentence_bleu
 from cdlm.protocols import Metric
-from cdlm.records import Answers, Said
+from cdlm.records import Answers, Said, Tally
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+RESAMPLES = 1000  # of the images, for intervals
+OUTSIDE = 2.5, 97.5  # percentiles that bound an interval
 SHOWN_REFERENCES = 2  # of each image in a sample table; more would hide the captions
 
 SINGLE = "single sample"
 ORACLE = "oracle"
 SELECTED = "selected"
 
+FAMILIES = {  # those of coco-caption, and a score of each
+    "corpus BLEU": "bleu_4",
+    "METEOR": "meteor",
+    "ROUGE-L": "rouge_l",
+    "CIDEr-D": "cider_d",
+    "SPICE": "spice",
+}
 LABELS = {f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)} | {
+    "meteor": "METEOR",
     "rouge_l": "ROUGE-L",
     "cider_d": "CIDEr-D (0 to 10)",
+    "spice": "SPICE",
+    "clip_score": "CLIPScore",
+    "ref_clip_score": "RefCLIPScore",
+    "self_bleu_4": "self-BLEU-4",
 }
 
 
@@ -33,25 +52,66 @@ class Score:
     """One number that a metric gave, and over how many images."""
 
     name: str
-    value: float
+    value: float  # nan where it can't be had
     n: int
+    interval: tuple[float, float] | None = None  # 95 %, where it was asked for and has one
+    missing: str = ""  # why it can't be had
 
 
-def evaluate(metrics: Sequence[Metric], answers: Answers) -> list[Score]:
+def evaluate(metrics: Sequence[Metric], answers: Answers, resamples: int = 0) -> list[Score]:
     """Every score of every metric, in the metrics' order.
 
+    resamples: how often the images are drawn anew, with replacement, for intervals; 0: none. The
+    draws are the same at every call and for every metric, and hold the sums of what each image
+    adds (`Metric.tally`), so that nothing is scored twice.
     Raises DataError where the answers can't be scored, PluginError where two metrics use one name.
     """
     scores: list[Score] = []
     for metric in metrics:
-        for name, value in metric(answers).items():
-            if any(score.name == name for score in scores):
+        for score in _scores(metric, answers, resamples):
+            if any(other.name == score.name for other in scores):
                 raise PluginError(
-                    f'metric {type(metric).__name__}: gives a score named "{name}", but a metric '
-                    "before it gives one too; list each metric once, or rename the score"
+                    f'metric {type(metric).__name__}: gives a score named "{score.name}", but a '
+                    "metric before it gives one too; list each metric once, or rename the score"
                 )
-            scores.append(Score(name, float(value), len(answers.captions)))
+            scores.append(score)
     return scores
+
+
+def _scores(metric: Metric, answers: Answers, resamples: int) -> list[Score]:
+    n = len(answers.captions)
+    try:
+        tally = metric.tally(answers)
+        found = metric(answers) if tally is None else tally.total()
+    except Unavailable as error:
+        return [Score(name, math.nan, n, missing=error.why) for name in error.scores]
+    bounds = intervals(tally, resamples) if tally and resamples else {}
+    return [Score(name, float(value), n, bounds.get(name)) for name, value in found.items()]
+
+
+def intervals(tally: Tally, resamples: int) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of each score: percentiles over draws of as many images as there are.
+
+    Source: Efron 1979 (percentile bootstrap); for BLEU, Koehn 2004.
+    """
+    values = tally.score(_draws(len(tally.rows), resamples) @ tally.rows)
+    bounds = {name: np.percentile(value, OUTSIDE) for name, value in values.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+
+
+@lru_cache(maxsize=2)
+def _draws(images: int, resamples: int) -> np.ndarray:
+    """How often each image is in each draw: resamples x images."""
+    rng = np.random.default_rng(0)
+    rows = (
+        np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(resamples)
+    )
+    return np.fromiter(rows, dtype=(np.float32, images), count=resamples)
+
+
+def available(scores: Sequence[Score]) -> dict[str, float]:
+    """The values of the scores that could be had, by name."""
+    return {score.name: score.value for score in scores if not score.missing}
 
 
 def oracle(metrics: Sequence[Metric], answers: Answers, said: Sequence[Said]) -> list[str]:
@@ -89,12 +149,20 @@ def signature(scores: Sequence[Score], how: str = SINGLE) -> str:
 
     how: where the captions come from, such as "selected of 10 by mbr".
     """
-    names = {score.name for score in scores}
-    families = {"corpus BLEU": "bleu_4", "ROUGE-L": "rouge_l", "CIDEr-D": "cider_d"}
-    coco = ", ".join(family for family, name in families.items() if name in names)
+    names = available(scores)
+    coco = ", ".join(family for family, name in FAMILIES.items() if name in names)
     protocol = [f"{coco} as coco-caption scores them"] if coco else []
-    unfair = [f"{ORACLE}: chosen by the references, not a fair score"] if how != SINGLE else []
-    return "; ".join([*protocol, "cdlm's tokenizer", how, *unfair])
+    unfair = (
+        [f"{ORACLE}: chosen by the references, not a fair score"]
+        if how.startswith(SELECTED)
+        else []
+    )
+    sure = [f"95 %: {RESAMPLES:,} resamples of the images"] if _any_interval(scores) else []
+    return "; ".join([*protocol, engine(), how, *unfair, *sure])
+
+
+def _any_interval(scores: Sequence[Score]) -> bool:
+    return any(score.interval for score in scores)
 
 
 def table(
@@ -112,17 +180,35 @@ def table(
     from rich.text import Text
 
     columns = _columns(scores, beside or {})
-    caption = Text(signature(scores, how), style="dim", justify="left")
+    beneath = "\n".join([signature(scores, how), *_lacking(scores)])
+    caption = Text(beneath, style="dim", justify="left")
     drawn = Table(
         title=Text(title), caption=caption, title_justify="left", box=box.SIMPLE_HEAD, min_width=48
     )
     drawn.add_column("metric", ratio=1)
-    for name in (*columns, "N"):
+    sure = ["95 %"] if _any_interval(scores) else []
+    for name in (*columns, *sure, "N"):
         drawn.add_column(name, justify="right")
     for i, score in enumerate(scores):
-        values = [f"{column[i].value:.4f}" for column in columns.values()]
-        drawn.add_row(Text(label(score.name)), *values, f"{score.n:,}")
+        values = [_number(column[i].value) for column in columns.values()]
+        bounds = [_between(score.interval)] if sure else []
+        drawn.add_row(Text(label(score.name)), *values, *bounds, f"{score.n:,}")
     return drawn
+
+
+def _lacking(scores: Sequence[Score]) -> list[str]:
+    """For each reason, the scores that can't be had."""
+    reasons = dict.fromkeys(it.missing for it in scores if it.missing)
+    names = {why: [label(it.name) for it in scores if it.missing == why] for why in reasons}
+    return [f"n/a: {', '.join(names[why])}: {why}" for why in reasons]
+
+
+def _number(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.4f}"
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    return f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
 
 
 def _columns(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,9 +66,13 @@ def _kept(
     """What the cache has under this description, or what is computed now, and left there."""
     kept = Kept.of(cache, about, ids)
     found = kept.load()
-    if found is None:
-        found = compute()
-        kept.save(found)
+    if found is not None:
+        return found
+    with kept.alone():  # of processes that want the same features one computes them
+        found = kept.load()
+        if found is None:
+            found = compute()
+            kept.save(found)
     return found
 
 
@@ -83,6 +89,19 @@ class Kept:
         text = _canonical(identity)
         about = {"identity": text, "ids": _canonical(list(ids))}
         return cls(cache / "features" / f"{_digest(text)[:16]}.safetensors", about)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes waiting; where files can't be locked, they work side by side."""
+        with ExitStack() as held:
+            try:
+                place = self.path.parent.with_name("locks") / self.path.stem
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context(place.open("w"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                log.debug("%s: not locked: %s", self.path, error)
+            yield
 
     def load(self) -> Tensor | None:
         """The features, or None where there are none, or damaged ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from cdlm import plugins, rundir
 from cdlm.compose import metrics
 from cdlm.errors import CdlmError, nearest
-from cdlm.evaluate import evaluate, label
+from cdlm.evaluate import available, evaluate, label
 from cdlm.progress import Tell, silent
 from cdlm.records import Said
 from cdlm.run import Job, answers_of, caption_features
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-LESSER = {"bleu_1", "bleu_2", "bleu_3"}  # in frontier.json, but not shown: BLEU-4 speaks for them
+LESSER = {  # in frontier.json, but not shown: BLEU-4 speaks for them, or more is not better
+    "bleu_1", "bleu_2", "bleu_3",
+    "distinct_1", "distinct_2", "vocabulary", "unique_captions", "self_bleu_4",
+    "novel_captions", "novel_4grams", "repeated_bigrams", "doubled_words",
+    "words", "reference_words", "empty_captions",
+}  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -152,13 +158,13 @@ def _point(job: Job, table: Tensor, tell: Tell) -> Point:
         began = time.perf_counter()
         said = _said(job, table, tell)
         seconds = time.perf_counter() - began
-    answers = answers_of(job.split(job.recipe.evaluate.split), said)
+    answers = answers_of(job, said)
     return Point(
         sampler=job.recipe.one("sampler").use,
         steps=job.parts.sampler.steps,
         calls=calls[0] // (len(table) * job.parts.selection.count),
         seconds=seconds,
-        scores={score.name: score.value for score in evaluate(metrics(job.recipe), answers)},
+        scores=available(evaluate(metrics(job.recipe), answers)),
     )
 
 
@@ -219,6 +225,12 @@ def _cells(found: Frontier) -> Iterator[list[Text]]:
         ]
         values[0] = Text("* " if point in found.best else "") + values[0]
         yield [*map(Text, numbers), *values]
+
+
+def read(text: str) -> Frontier:
+    """What `write` wrote into frontier.json. Raises ValueError, KeyError, TypeError."""
+    facts = json.loads(text)
+    return Frontier(**facts | {"points": [Point(**it) for it in facts["points"]]})
 
 
 def write(found: Frontier, folder: Path, title: str) -> Path:

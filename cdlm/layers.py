@@ -1,6 +1,7 @@
 """TOML files that extend each other, and --set on top: one tree that knows each value's origin.
 
 Tables merge by key; lists replace; a table with another `use` than the one below replaces it whole.
+A table whose keys are numbers changes items of the list below: `loss.1.weight = 0.5`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ SHIPPED = "cdlm:"  # in front of a recipe that ships with cdlm: extends = "cdlm:
 Key = tuple[str, ...]
 """Where a value stands: ("conditioning", "1", "use")."""
 
-LINE = re.compile(r":\d+$")
 HEADER = re.compile(r"\s*(\[\[?)([\w.\s-]+)\]")
 ASSIGNMENT = re.compile(r"([\w.\s-]+)=")
 PART = r"""(?:(?<![\w-])[\w-]+|"(?:[^"\\\n]|\\.){0,100}"|'[^'\n]{0,100}')[ \t]*\.[ \t]*"""
@@ -39,7 +39,7 @@ class Tree:
 
     values: dict[str, Any]
     origins: dict[Key, str]
-    files: tuple[str, ...] = ()  # that lie over each other, the top one first
+    older: frozenset[str] = frozenset()  # keys of layers below the one that chooses the process
 
     def place(self, key: Key) -> str:
         """How an error names the value at `key`: "recipes/base.toml:12, schedule.offset"."""
@@ -50,12 +50,6 @@ class Tree:
         while key not in self.origins and key:
             key = key[:-1]
         return self.origins.get(key, "recipe")
-
-    def depth(self, key: Key) -> int:
-        """How many layers lie over the one that says the value at `key`: none over --set."""
-        layers = (SET, *self.files)
-        place = LINE.sub("", self.origin(key))
-        return layers.index(place) if place in layers else len(layers)
 
 
 def joined(origin: str, key: Key) -> str:
@@ -151,7 +145,7 @@ def parse(text: str, place: str) -> Tree:
         raise _mistake(f"{place}{at}", f"not valid TOML: {said}") from error
     if _depth(values) > MAX_DEPTH:
         raise _mistake(place, f"nested deeper than {MAX_DEPTH}")
-    return Tree(values, _origins(values, _lines(text), place), (place,))
+    return Tree(values, _origins(values, _lines(text), place))
 
 
 def _depth(value: Any) -> int:
@@ -227,19 +221,30 @@ def _split(dotted: str) -> Key:
 
 def overlay(below: Tree, above: Tree) -> Tree:
     """Both trees in one; where both have a value, the one above counts."""
-    files = (*above.files, *below.files)
-    return _tree(_merge(below.values, above.values), below.origins, above.origins, files)
+    older = below.values.keys() if _chooses_process(above.values) else below.older
+    older = above.older | (older - above.values.keys())
+    return _tree(_merge(below.values, above.values), below.origins, above.origins, older)
 
 
 def _tree(
-    values: dict[str, Any], below: dict[Key, str], above: dict[Key, str], files: tuple[str, ...]
+    values: dict[str, Any], below: dict[Key, str], above: dict[Key, str], older: Iterable[str]
 ) -> Tree:
     """The values, each with the origin of the upper layer that has it."""
     origins = {**below, **above}
-    return Tree(values, {key: origins[key] for key, _ in walk(values) if key in origins}, files)
+    known = {key: origins[key] for key, _ in walk(values) if key in origins}
+    return Tree(values, known, frozenset(older))
+
+
+def _chooses_process(values: dict[str, Any]) -> bool:
+    given = values.get("process")
+    return isinstance(given, dict) and "use" in given
 
 
 def _merge(below: Any, above: Any) -> Any:
+    if isinstance(below, list) and isinstance(above, dict) and above:
+        items = {str(i): it for i, it in enumerate(below)}
+        if above.keys() <= items.keys():  # `loss.1.weight = 0.5` changes one item
+            return list((items | {i: _merge(items[i], it) for i, it in above.items()}).values())
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
     if "use" in above and "use" in below and above["use"] != below["use"]:
@@ -281,7 +286,10 @@ def _assign(tree: Tree, text: str) -> Tree:
     changed = {at: SET for at, _ in walk(value, key)}
     if key[-1].isdigit() and not isinstance(value, dict):
         changed[key[:-1]] = SET  # a list of plain values is one value
-    return _tree(values, {**made, **tree.origins}, changed, tree.files)
+    chooses = key == ("process", "use") or (key == ("process",) and _chooses_process(values))
+    older = frozenset(tree.values) if chooses else tree.older
+    said = {at[0] for at, origin in tree.origins.items() if at and origin == SET}
+    return _tree(values, {**made, **tree.origins}, changed, older - said - {key[0]})
 
 
 def _put(node: Any, key: Key, value: Any, place: str) -> Any:

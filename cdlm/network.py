@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cdlm.protocols import Conditioning, Denoiser
-from cdlm.records import Batch, Condition, Dims, Stream
+from cdlm.records import Batch, Condition, Dims, Once, Stream
 
 if TYPE_CHECKING:
     from cdlm.compose import Parts
@@ -48,13 +48,26 @@ class Network(nn.Module):
 
         Shapes: x_t B L E, t B, mask B L, recalled B L H -> B L E.
         """
+        stream = self.stream(x_t, t, condition, mask, recalled)
+        return self.write(self.denoiser(stream)[:, stream.text])
+
+    def stream(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition,
+        mask: Tensor,
+        recalled: Tensor | None = None,
+    ) -> Stream:
+        """What the denoiser gets to read, conditioning written."""
         h = self.read(x_t)
         if recalled is not None:
             h = h + recalled
-        stream = Stream(h=h, mask=mask, t=t, text=slice(0, x_t.shape[1]))
+        text = slice(0, x_t.shape[1])
+        stream = Stream(h=h, mask=mask, t=t, text=text, once=condition.once)
         for mode in self.conditioning:
             stream = mode(stream, condition)
-        return self.write(self.denoiser(stream)[:, stream.text])
+        return stream
 
 
 def withhold(batch: Batch, drop: float, rng: Generator) -> Condition:
@@ -107,7 +120,7 @@ def guided(
     said = parts.network(
         x_t.repeat(2, 1, 1),
         t.repeat(2),
-        _with_and_without(condition),
+        condition.once(_with_and_without, condition.features, lambda: _with_and_without(condition)),
         mask.repeat(2, 1),
         None if recalled is None else recalled.repeat(2, 1, 1),
     )
@@ -121,4 +134,5 @@ def _with_and_without(condition: Condition) -> Condition:
         features=condition.features.repeat(2, 1, 1),
         keep=torch.cat([condition.keep, torch.zeros_like(condition.keep)]),
         text=None if text is None else text.repeat(2, 1, 1),
+        once=Once(None if condition.once.made is None else {}),
     )

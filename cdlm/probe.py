@@ -20,7 +20,7 @@ from cdlm import recipe as recipes
 from cdlm import rundir
 from cdlm.compose import Parts, make
 from cdlm.gaussian import corrupt
-from cdlm.kernels.nearest import nearest_token
+from cdlm.kernels import nearest_token
 from cdlm.network import answer
 from cdlm.progress import Tell, silent
 from cdlm.protocols import Split
@@ -154,7 +154,7 @@ def _counted(parts: Parts, batch: Batch) -> Tensor:
 
 def _share(parts: Parts, batch: Batch, x0_hat: Tensor) -> float:
     """The share of words to which an estimate B L E is nearest."""
-    ids = nearest_token(x0_hat.flatten(0, 1), parts.embedding.table()).view(batch.ids.shape)
+    ids = nearest_token(x0_hat, parts.embedding.table())
     return float((ids == batch.ids)[_counted(parts, batch)].float().mean())
 
 
@@ -206,7 +206,7 @@ def _trial(job: Job, table: Tensor, rows: list[int], tell: Tell) -> Trial:
 def verdicts(found: Probe) -> list[str]:
     """What the curves say, in words."""
     said = [f"one step restores {SHARE:.0%} of the words"]
-    said += [f"    {name:<18} {_till(found, name)}" for name in (WITH, WITHOUT, NEAREST)]
+    said += [f"    {name:<18} {till(found, name)}" for name in (WITH, WITHOUT, NEAREST)]
     if found.trial:
         trial = found.trial
         word, plural = "passed" if trial.passed else "failed", "" if trial.captions == 1 else "s"
@@ -217,7 +217,8 @@ def verdicts(found: Probe) -> list[str]:
     return said
 
 
-def _till(found: Probe, curve: str) -> str:
+def till(found: Probe, curve: str) -> str:
+    """Up to which noise level a curve restores SHARE of the words."""
     if curve not in found.curves:
         return "not asked: this run was always trained with it"
     t = found.reach(curve)
@@ -241,6 +242,16 @@ def table(found: Probe, title: str) -> Table:
         shares = [f"{curve[i]:.3f}" for curve in found.curves.values()]
         drawn.add_row(f"{t:.2f}", f"{found.log_snr[i]:+z.1f}", *shares)
     return drawn
+
+
+def read(text: str) -> Probe:
+    """What `write` wrote into probe.json. Raises ValueError, KeyError, TypeError."""
+    facts = json.loads(text)
+    del facts["reach"]
+    if facts["trial"]:
+        del facts["trial"]["passed"]
+        facts["trial"] = Trial(**facts["trial"])
+    return Probe(**facts)
 
 
 def write(found: Probe, folder: Path, title: str) -> Path:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Noised,
         State,
         Stream,
+        Tally,
     )
 
 Denoise = Callable[["Tensor", float], "Estimate"]
@@ -142,7 +143,13 @@ class Metric(Protocol):
     needs: ClassVar[set[str]]  # of what the dataset provides, beyond captions
 
     def __call__(self, answers: Answers) -> dict[str, float]:
-        """-> {name: value}; higher is better unless the docstring says otherwise."""
+        """-> {name: value}; higher is better unless the docstring says otherwise.
+
+        Raises Unavailable where a program or a file that it needs is not on this machine.
+        """
+
+    def tally(self, answers: Answers) -> Tally | None:
+        """What each image adds to these scores; None where they are no function of a sum."""
 
     def marks(self, answers: Answers) -> list[bool] | None:
         """Each caption's own verdict, or None where the metric has none."""
@@ -168,7 +175,7 @@ class Process(Protocol):
     ) -> Iterator[State]:
         """Every state from t = 1 to t = 0. Shapes: mask B L, the positions that captions occupy.
 
-        steps: how many, None for as many as the recipe says.
+        steps: how many, None for as many as the recipe says; of no effect where a word is a step.
         """
 
     def words(self, parts: Parts, state: State, mask: Tensor) -> Tensor:
@@ -299,8 +306,10 @@ class Guidance(Protocol):
 class Rounding(Protocol):
     """kind `rounding`: what is done to the estimate of x0 before the sampler uses it."""
 
-    def __call__(self, x0_hat: Tensor, t: float, embedding: Embedding) -> Tensor:
-        """B L E -> B L E."""
+    def __call__(
+        self, x0_hat: Tensor, t: float, embedding: Embedding, nearest: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """B L E -> B L E. `nearest` gives for each vector that of its nearest word."""
 
 
 class Grid(Protocol):
@@ -342,3 +351,29 @@ class Selection(Protocol):
         self, candidates: list[list[str]], features: Tensor, encoder: Encoder
     ) -> list[int]:
         """The candidates of each image, features B N C -> the position of the chosen one."""
+
+
+# --------------------------------------------------------------------------------------- studies
+
+
+class Running(Protocol):
+    """A process that a launcher has started."""
+
+    def code(self) -> int | None:
+        """Its exit code; None while it waits or runs."""
+
+    def stop(self) -> None:
+        """Ask it to end, with time to save what it has. Does not wait; nothing, if it has ended."""
+
+
+class Launcher(Protocol):
+    """kind `launcher`: starts the points of a study, on this machine or elsewhere.
+
+    Wherever that is, the same folders have to be there under the same paths.
+    """
+
+    def start(self, command: Sequence[str], log: Path) -> Running:
+        """Start a process in the current folder; what it prints goes into `log`. Does not wait.
+
+        Raises CdlmError where it can't be started.
+        """

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from cdlm import layers, schema, signature, toml
 from cdlm.errors import CdlmError, Mistake, PluginError, RecipeError, nearest
 from cdlm.layers import Key, Tree
-from cdlm.registry import KINDS, Entry, Kind, Registry
+from cdlm.registry import IN_RECIPES, KINDS, Entry, Kind, Registry
 from cdlm.signature import Parameter, Spec
 from cdlm.values import Above0, Count, NonNegative, Positive, Share
 
@@ -69,6 +69,9 @@ class EvaluateTable:
     batch: Positive = 256  # captions that are sampled together
 
 
+SAMPLING = ("rounding", "grid", "sampler", "constraint", "selection", "metric", "evaluate")
+"""What of a recipe training never looks at; nor at what a component lists as `afterwards`."""
+
 TABLES = {
     name: Entry("table", name, f"{__name__}:{table.__name__}", "cdlm")
     for name, table in (("model", ModelTable), ("train", TrainTable), ("evaluate", EvaluateTable))
@@ -105,11 +108,7 @@ class Recipe:
     choices: dict[str, Choice | list[Choice]]
     sets: list[str] = field(default_factory=list)  # the --set that made it
     origins: dict[str, str] = field(default_factory=dict)  # "schedule.offset": "base.toml:12"
-
-    @property
-    def without(self) -> list[str]:
-        """The kinds for which its process has no use."""
-        return [kind for kind in KINDS if kind not in self.choices]
+    without: list[str] = field(default_factory=list)  # kinds for which its process has no use
 
     @property
     def stepped_by(self) -> str:
@@ -133,9 +132,21 @@ class Recipe:
     @property
     def hash(self) -> str:
         """SHA-256 of all that counts: neither name, about and origins, nor the order of keys."""
-        counts = {name: value for name, value in self.values().items() if name != "about"}
-        canonical = json.dumps(counts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return _digest({name: it for name, it in self.values().items() if name != "about"})
+
+    @property
+    def training_hash(self) -> str:
+        """SHA-256 of all that its weights rest on: recipes with the same one are trained once."""
+        from cdlm import plugins
+
+        registry = plugins.load().registry
+        counts = {k: it for k, it in self.values().items() if k not in ("about", *SAMPLING)}
+        for kind, choice in self.choices.items():
+            if kind in counts and isinstance(choice, Choice):
+                spec = signature.read(registry.get(kind, choice.use))
+                after = spec.sets.get("afterwards", frozenset())
+                counts[kind] = {k: it for k, it in choice.table().items() if k not in after}
+        return _digest(counts)
 
     def values(self) -> dict[str, Any]:
         """The recipe as TOML gives it, with every default; None stands for a value left out."""
@@ -165,6 +176,11 @@ class Recipe:
         return _resolved(tree, self.name, sets, self.sets, registry)
 
 
+def _digest(values: dict[str, Any]) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_none(it) for name, it in value.items() if it is not None}
@@ -174,7 +190,7 @@ def _without_none(value: Any) -> Any:
 def load(path: str | Path, sets: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
     """The recipe in a file, with `sets` ("train.steps=500") on top. Raises RecipeError."""
     path = Path(path)
-    return _resolved(layers.read(path), _name(path), sets, [], registry)
+    return _resolved(layers.read(path), name_of(path), sets, [], registry)
 
 
 def loads(
@@ -192,7 +208,18 @@ def loads(
     return _resolved(layers.parse(text, place), name, sets, [], registry)
 
 
-def _name(path: Path) -> str:
+def resolve(tree: Tree, name: str, registry: Registry | None = None) -> Recipe:
+    """The recipe that a tree of values makes. Raises RecipeError."""
+    return _resolved(tree, name, (), [], registry)
+
+
+def table(tree: Tree, entry: Entry, registry: Registry) -> tuple[Any, list[Mistake]]:
+    """The class of `entry` made of the tree's table of that name; None, and what is wrong in it."""
+    reading = _Reading(tree, registry)
+    return reading.fixed(entry), list(reading.mistakes.values())
+
+
+def name_of(path: Path) -> str:
     """The path below a folder called recipes, or else the file's name; without its suffix."""
     parts = path.absolute().with_suffix("").parts
     if "recipes" not in parts[:-1]:
@@ -252,15 +279,16 @@ class _Reading:
         self.origins: dict[Key, str] = {}
         self.placed: list[tuple[Key, Choice]] = []
         self.without = self._without()
-        self.kinds = [kind for kind in KINDS.values() if kind.name not in self.without]
+        self.kinds = [it for name, it in IN_RECIPES.items() if name not in self.without]
 
     def values(self) -> dict[str, Any]:
         """The fields of a Recipe; of no use where there are mistakes."""
         self._check_plain_values()
         top = self.tree.values
         for name in top:
-            if name not in {*TOP, *TABLES, *KINDS, "extends"}:
-                self.note((name,), "there is no such key", nearest(name, [*TOP, *TABLES, *KINDS]))
+            if name not in {*TOP, *TABLES, *IN_RECIPES, "extends"}:
+                allowed = [*TOP, *TABLES, *IN_RECIPES]
+                self.note((name,), "there is no such key", nearest(name, allowed))
         if "extends" in top:
             self.note(("extends",), "a stored recipe extends nothing")
         values = {name: self.value((), it, top, "default") for name, it in TOP.items()}
@@ -268,7 +296,7 @@ class _Reading:
         choices = {kind.name: self.choices(kind) for kind in self.kinds}
         tables = {name: self.fixed(entry) for name, entry in TABLES.items()}
         self._check_pairs()
-        return {**values, **tables, "choices": choices}
+        return {**values, **tables, "choices": choices, "without": sorted(self.without)}
 
     def note(self, key: Key, what: str, hint: str = "", place: str = "") -> None:
         """Keep the first mistake about `key`."""
@@ -294,16 +322,16 @@ class _Reading:
         return spec.sets.get("without", frozenset()) if spec else frozenset()
 
     def _check_without(self) -> None:
-        """Note what is said, no deeper than the process, of kinds that it has no use for.
+        """Note what is said of kinds for which the process has no use, where it is chosen or above.
 
-        What lies deeper was said for another process, and drops out with it.
+        What is older was said for another process, and drops out with it.
         """
-        top = self.tree.depth(("process", "use"))
-        for key in self.tree.origins:
-            if key and key[0] in self.without and self.tree.depth(key) <= top:
-                use = self.tree.values["process"]["use"]
-                hint = f"leave it out; process {use} goes without {', '.join(sorted(self.without))}"
-                self.note(key[:1], f"process {use} has no {key[0]}", hint, self.tree.place(key))
+        for kind in self.tree.values.keys() & (self.without - self.tree.older):
+            within = [key for key, it in self.tree.origins.items() if it == layers.SET]
+            key = next((key for key in within if key[:1] == (kind,)), (kind,))
+            use = self.tree.values["process"]["use"]
+            hint = f"leave it out; process {use} goes without {', '.join(sorted(self.without))}"
+            self.note(key, f"process {use} has no {kind}", hint)
 
     # ------------------------------------------------------------------------------ tables
 

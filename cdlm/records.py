@@ -14,14 +14,18 @@ One letter, one meaning, in every docstring and every shape suffix of cdlm:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from numpy import ndarray
     from torch import Tensor
 
-    from cdlm.protocols import Embedding, Guidance, Length, Schedule
+    from cdlm.protocols import Embedding, Encoder, Guidance, Length, Schedule
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,24 @@ class Level:
         return Level(self.alpha.view(shape), self.sigma.view(shape))
 
 
+@dataclass(frozen=True)
+class Once:
+    """What is made of a tensor once for all steps of sampling; in training it is made every time.
+
+    The image does not change from step to step, nor do its tokens or their keys and values.
+    """
+
+    made: dict[object, tuple[Tensor, Any]] | None = None  # None: nothing is kept
+
+    def __call__(self, owner: object, of: Tensor, make: Callable[[], T]) -> T:
+        """What `make` says of this very tensor, for this owner; another tensor is asked anew."""
+        if self.made is None:
+            return make()
+        if owner not in self.made or self.made[owner][0] is not of:
+            self.made[owner] = (of, make())
+        return self.made[owner][1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Captions and the features of their images."""
@@ -69,6 +91,7 @@ class Condition:
     features: Tensor  # B N C
     keep: Tensor  # B, bool
     text: Tensor | None = None  # B 1 C: the caption's own feature, in training alone
+    once: Once = Once()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +114,7 @@ class Stream:
     text: slice  # where the L caption positions stand within M
     time: Tensor | None = None  # B H: for denoisers with adaptive normalisation
     context: Tensor | None = None  # B N H: for denoisers with cross-attention
+    once: Once = Once()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +175,21 @@ class Answers:
     captions: list[str]
     references: list[list[str]]
     truths: list[Any]  # what the dataset knows of each image beyond its captions, or None
+    # What takes time to get, for metrics that ask for it; None where there is nothing to be had.
+    features: Callable[[Encoder], Tensor] | None = None  # -> B N C: the images, by any encoder
+    training: Callable[[], Sequence[str]] | None = None  # -> the captions that training saw
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What each image adds to the scores of a split; the scores are a function of the sum."""
+
+    rows: ndarray  # images K, float64
+    score: Callable[[ndarray], dict[str, ndarray]]  # sums ... K -> {name: ...}
+
+    def total(self) -> dict[str, float]:
+        """The scores of all images."""
+        return {name: float(value) for name, value in self.score(self.rows.sum(0)).items()}
 
 
 @dataclass(frozen=True, kw_only=True)

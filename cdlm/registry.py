@@ -21,6 +21,7 @@ class Kind:
     many: bool = False  # a list of tables in a recipe, rather than one table
     least: int = 0  # length that such a list must have
     once: bool = False  # each component at most once in it, since its name labels its values
+    in_recipe: bool = True  # chosen in recipes; else elsewhere, as a study chooses its launcher
 
 
 KINDS: dict[str, Kind] = {
@@ -54,8 +55,10 @@ KINDS: dict[str, Kind] = {
         Kind(
             "metric", "judges captions against what is known of their images", many=True, once=True
         ),
+        Kind("launcher", "starts the points of a study, here or elsewhere", in_recipe=False),
     )
 }
+IN_RECIPES = {name: kind for name, kind in KINDS.items() if kind.in_recipe}
 
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")  # snake_case
 TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module.path:Class

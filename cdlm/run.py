@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +15,23 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from cdlm import checkpoint, foreign, plugins, rundir, signature
+from cdlm import checkpoint, compare, foreign, plugins, results, rundir, signature
 from cdlm import recipe as recipes
 from cdlm.checkpoint import Checkpoint
 from cdlm.compose import Parts, compose, dataset, make, metrics
 from cdlm.data import Captions
 from cdlm.errors import CdlmError, Interrupted, Mistake, RecipeError, RunError
-from cdlm.evaluate import ORACLE, SINGLE, Score, choose, evaluate, marks, oracle, records
+from cdlm.evaluate import (
+    ORACLE,
+    RESAMPLES,
+    SINGLE,
+    Score,
+    choose,
+    evaluate,
+    marks,
+    oracle,
+    records,
+)
 from cdlm.features import features, text_features
 from cdlm.gallery import gallery
 from cdlm.places import cache_dir
@@ -30,8 +39,9 @@ from cdlm.progress import Tell, silent
 from cdlm.protocols import Encoder, Metric, Split, Tokenizer
 from cdlm.recipe import Recipe
 from cdlm.records import Answers, Dims, Event, Said
-from cdlm.rundir import METRICS, SAMPLES, RunDir
+from cdlm.rundir import DRAWS, METRICS, SAMPLES, RunDir
 from cdlm.sample import captions, forbidden
+from cdlm.stop import Stop
 from cdlm.train import Learner, learner, restore, snapshot, train
 
 SHOWN = 12  # images in a gallery
@@ -50,27 +60,6 @@ SAMPLING = (
 """What of it is built anew without loading the weights again."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Stop:
-    """Whether the process was asked to end, and by which signal."""
-
-    number: int = 0
-
-    @contextmanager
-    def listening(self) -> Iterator[Stop]:
-        """SIGINT and SIGTERM only set a flag, which is read between steps."""
-
-        def note(number: int, frame: object) -> None:
-            self.number = number
-
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def choose_device(wanted: str) -> str:
@@ -96,10 +85,44 @@ def begin(recipe: Recipe, root: Path, resume: bool, argv: Sequence[str]) -> RunD
         return run
     brought = {plugin.distribution: plugin.version for plugin in plugins.load().loaded}
     known = rundir.provenance(argv, recipe.seed, torch.get_num_threads(), brought)
+    known |= {"hash": recipe.hash, "training": recipe.training_hash}
     known |= {"components": foreign.used(recipe)}
     return RunDir.create(
         root, recipe.name, recipe.sets, recipe.seed, recipe.hash, recipe.toml(), known
     )
+
+
+def begin_point(recipe: Recipe, root: Path, argv: Sequence[str]) -> RunDir:
+    """The run of this recipe, whatever it is called; or a new one. Raises RunError."""
+    path = rundir.find(root, recipe.hash)
+    return RunDir.open(path) if path else begin(recipe, root, True, argv)
+
+
+def borrow(run: RunDir, recipe: Recipe, root: Path) -> RunDir | None:
+    """Let a run that has no weights take over those of one that was trained in the same way.
+
+    That is one of the same `training_hash`, trained to its end, without a part that learns among
+    those that training should not look at. Its vocabulary and metrics come along. Returns it, or
+    None where there is none. Raises OSError.
+    """
+    if run.last_step is not None:
+        return None
+    for path in rundir.runs(root):
+        other = RunDir(path)
+        if other.last_step != recipe.train.steps or path == run.path:
+            continue
+        if rundir.known(path).get("training") == recipe.training_hash:
+            found = checkpoint.newest(other.checkpoints)
+            if found and found.step == recipe.train.steps and not _learned(found, recipes.SAMPLING):
+                shutil.copyfile(other.tokenizer, run.tokenizer)
+                shutil.copyfile(path / METRICS, run.path / METRICS)
+                checkpoint.adopt(found.path, run.checkpoints)
+                return other
+    return None
+
+
+def _learned(found: Checkpoint, kinds: Sequence[str]) -> bool:
+    return any(name.partition(".")[0] in kinds for name in found.tensors["weights"])
 
 
 @contextmanager
@@ -130,7 +153,8 @@ def altered(recipe: Recipe, sets: Sequence[str]) -> Recipe:
         if key.partition(".")[0] in fixed and key.removeprefix("process.") not in free
     ]
     if mistakes:
-        allowed = [*AFTERWARDS, *(f"process.{name}" for name in free)]
+        allowed = [name for name in AFTERWARDS if name not in recipe.without]
+        allowed += [f"process.{name}" for name in free]
         hint = f"allowed: {', '.join(allowed)}; for the rest, train another run"
         raise RecipeError([*mistakes[:-1], replace(mistakes[-1], hint=hint)])
     return after
@@ -294,17 +318,17 @@ def train_run(job: Job, tell: Tell = silent) -> None:
 
     Raises RunError, CdlmError; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
     """
-    pupil, first = _pupil(job)
+    pupil, first, seconds = _pupil(job)
     job.run.rewind(first)
     if first == job.recipe.train.steps:
         return
     data = _captions(job, tell)
     with Stop().listening() as stop:
-        _train(job, pupil, data, first, stop, tell)
+        _train(job, pupil, data, first, seconds, stop, tell)
 
 
-def _pupil(job: Job) -> tuple[Learner, int]:
-    """The learner of the newest checkpoint and its step; or a new one, and 0."""
+def _pupil(job: Job) -> tuple[Learner, int, float]:
+    """The learner of the newest checkpoint, its step and seconds of training; or a new one."""
     pupil = learner(job.parts, job.recipe.train, job.device)
     found = checkpoint.newest(job.run.checkpoints)
     if found is None and job.run.last_step is not None:
@@ -313,12 +337,12 @@ def _pupil(job: Job) -> tuple[Learner, int]:
             f"{job.run.last_step})\n    run again with another seed, or move this folder away"
         )
     if found is None:
-        return pupil, 0
+        return pupil, 0, 0.0
     with _fitting(found, job.run):
         restore(pupil, found.tensors)
     if found.step < job.recipe.train.steps:
         _warn_of_threads(found.state["threads"])
-    return pupil, found.step
+    return pupil, found.step, found.state.get("seconds", 0.0)
 
 
 def _captions(job: Job, tell: Tell) -> Captions:
@@ -341,14 +365,24 @@ def _captions(job: Job, tell: Tell) -> Captions:
     return data
 
 
-def _train(job: Job, pupil: Learner, data: Captions, first: int, stop: Stop, tell: Tell) -> None:
+def _train(
+    job: Job,
+    pupil: Learner,
+    data: Captions,
+    first: int,
+    seconds: float,
+    stop: Stop,
+    tell: Tell,
+) -> None:
+    """Train from step `first` on, on which `seconds` have been spent before."""
     plan, run = job.recipe.train, job.run
     state = {"threads": torch.get_num_threads(), "vocabulary": _vocabulary(run)}
     began, loss = time.monotonic(), ""
     for event in train(job.parts, pupil, data, plan, job.recipe.seed, first):
         halt = stop.number and event.name == "step" and event.step < plan.steps
         if event.name == "checkpoint" or halt:
-            checkpoint.save(run.checkpoints, event.step, snapshot(pupil), state, plan.keep)
+            spent = {"seconds": round(seconds + time.monotonic() - began, 3)}
+            checkpoint.save(run.checkpoints, event.step, snapshot(pupil), state | spent, plan.keep)
         if halt:
             raise Interrupted(str(run.path), stop.number, event.step)
         _record(run, event)
@@ -400,12 +434,11 @@ class Outcome:
 def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
     """Caption the recipe's evaluation split with the newest weights, and score the captions."""
     step, plan = job.load_weights(), job.recipe.evaluate
-    split = job.split(plan.split)
     table = job.features(plan.split, tell)
     began = time.monotonic()
     said = caption_features(job, table[: plan.limit or None], job.recipe.seed, plan.batch, tell)
     seconds = time.monotonic() - began
-    answers = answers_of(split, said)
+    answers = answers_of(job, said)
     how = _how(job)
     about = (
         f"{plan.split} split of {job.recipe.one('dataset').use}, "
@@ -417,18 +450,34 @@ def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
         name: evaluate(judges, replace(answers, captions=texts))
         for name, texts in _other_choices(judges, answers, said).items()
     }
-    return Outcome(answers, evaluate(judges, answers), step, seconds, about, said, how, beside)
+    scores = evaluate(judges, answers, RESAMPLES)
+    return Outcome(answers, scores, step, seconds, about, said, how, beside)
 
 
-def answers_of(split: Split, said: list[Said]) -> Answers:
-    """What is said of the first images of a split, beside what is known of them."""
-    rows = slice(len(said))
+def answers_of(job: Job, said: list[Said]) -> Answers:
+    """What is said of the first images of the evaluation split, beside what is known of them."""
+    split, rows = job.split(job.recipe.evaluate.split), slice(len(said))
+
+    def by(encoder: Encoder) -> Tensor:
+        encoder.to(job.device)
+        return features(encoder, split, cache_dir())[rows]
+
     return Answers(
         image_ids=split.ids[rows],
         captions=[it.caption for it in said],
         references=split.captions[rows],
         truths=split.truths[rows],
+        features=by,
+        training=lambda: _trained_on(job),
     )
+
+
+def _trained_on(job: Job) -> list[str]:
+    """The captions that the run's weights have seen, whatever dataset is captioned now."""
+    trained = _stored(job.run)
+    same = trained.one("dataset") == job.recipe.one("dataset")
+    split = job.split("train") if same else dataset(trained).split("train")
+    return [text for texts in split.captions for text in texts][: trained.train.limit or None]
 
 
 def _way(recipe: Recipe) -> str:
@@ -478,31 +527,16 @@ def caption_features(
 
 def write_down(job: Job, outcome: Outcome) -> Path | None:
     """Samples, gallery and summary into the run's folder; the gallery's path, if there is one."""
-    run, plan = job.run, job.recipe.evaluate
+    run = job.run
     lines = b"".join(rundir.line(record) for record in records(outcome.answers, outcome.said))
     rundir.write_bytes(run.path / SAMPLES, lines)
+    compare.write_draws(run.path / DRAWS, metrics(job.recipe), outcome.answers)
     picture = draw_gallery(job, outcome, run.path / "gallery.png")
-    run.finish(
-        {
-            "recipe": job.recipe.name,
-            "hash": job.recipe.hash,
-            "split": plan.split,
-            "step": outcome.step,
-            "sampling_seconds": round(outcome.seconds, 3),
-            "captions": outcome.how,
-            "scores": _values(outcome.scores),
-            **{name.replace(" ", "_"): _values(it) for name, it in outcome.beside.items()},
-            "n": len(outcome.answers.captions),
-        }
-    )
-    for score in outcome.scores:
+    run.finish(results.record(job, outcome))
+    for score in (it for it in outcome.scores if not it.missing):
         event = Event(step=outcome.step, name=f"score/{score.name}", value=score.value)
         _tell_plugins(run, event)
     return picture
-
-
-def _values(scores: list[Score]) -> dict[str, float]:
-    return {score.name: score.value for score in scores}
 
 
 def draw_gallery(job: Job, outcome: Outcome, path: Path) -> Path | None:

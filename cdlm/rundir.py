@@ -6,6 +6,8 @@
         tokenizer.json    the vocabulary, never learnt twice
         metrics.jsonl     one record per logged value
         samples.jsonl     one record per sampled caption
+        eval/             what `cdlm eval` found later, as summary.json and samples.jsonl
+        draws.safetensors its scores on resampled images; see `cdlm.compare`
         log.txt
         checkpoints/      step-00000500/, ...; see `cdlm.checkpoint`
         summary.json      its presence means that the run has finished
@@ -44,6 +46,7 @@ PROVENANCE = "provenance.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
+DRAWS = "draws.safetensors"
 
 SLUG_CHARS = 60  # of the options in a folder's name; the hash tells longer ones apart
 DIFF_BYTES = 200_000  # of uncommitted changes that provenance keeps
@@ -227,6 +230,25 @@ def runs(root: Path) -> list[Path]:
     return sorted(whole, key=lambda p: (p / RECIPE).stat().st_mtime, reverse=True)
 
 
+def find(root: Path, digest: str, among: Sequence[Path] | None = None) -> Path | None:
+    """The run of the recipe with this hash, whatever it is called; a finished one, if there is.
+
+    among: the runs below `root`, where they have been listed already.
+    """
+    there = runs(root) if among is None else among
+    found = [path for path in there if path.name.endswith(f"-{digest[:8]}")]
+    same = [path for path in found if known(path).get("hash") == digest]
+    return min(same, key=lambda path: not RunDir(path).finished, default=None)
+
+
+def known(run: Path) -> dict[str, Any]:
+    """What its provenance says; nothing, where that can't be read."""
+    try:
+        return RunDir(run).provenance()
+    except RunError:
+        return {}
+
+
 # -------------------------------------------------------------------------------------- the run
 
 
@@ -327,13 +349,16 @@ class RunDir:
             return _parse(place.read_bytes(), place)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes out while this one works here. Raises RunError."""
+    def lock(self, wait: bool = False) -> Iterator[None]:
+        """Keep other processes out while this one works here. Raises RunError.
+
+        wait: until another one that works here has ended, rather than raise.
+        """
         place = self.path / ".lock"
         with _reported(place, "lock the run"):
             file = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _take_lock(file, self.path)
+            _take_lock(file, self.path, wait)
             sweep(self.path)
             yield
         finally:
@@ -421,9 +446,9 @@ def _parse(text: bytes, place: Path, where: str = "") -> dict[str, Any]:
     return record
 
 
-def _take_lock(file: int, path: Path) -> None:
+def _take_lock(file: int, path: Path, wait: bool) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
         owner = os.pread(file, 20, 0).decode(errors="replace").strip()
         raise RunError(
@@ -455,7 +480,7 @@ def provenance(
         "seed": seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "folder": os.getcwd(),
-        "git": _git_state(),
+        "git": git_state(),
         "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "plugins": dict(plugins or {}),
         "platform": platform.platform(),
@@ -476,7 +501,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_state() -> dict[str, Any]:
+def git_state() -> dict[str, Any]:
     """The commit and what differs from it, or why there is none."""
     try:
         commit = _git("rev-parse", "HEAD")

@@ -31,13 +31,35 @@ def candidates(
     parts: Parts, features: Tensor, rng: Generator, count: int = 1, steps: int | None = None
 ) -> list[list[str]]:
     """So many captions for each image. Shapes: features B N C, on the device of `rng`."""
+    mask, states = _states(parts, features, rng, count, steps)
+    *_, last = states
+    said = parts.tokenizer.decode(words(parts, last, mask))
+    return [said[i : i + count] for i in range(0, len(said), count)]
+
+
+@torch.no_grad()
+def traces(
+    parts: Parts, features: Tensor, rng: Generator, count: int = 1, steps: int | None = None
+) -> list[list[list[str]]]:
+    """The same captions as `candidates`, each as it reads at every step; the last is the caption.
+
+    -> images, candidates, steps + 1.
+    """
+    mask, states = _states(parts, features, rng, count, steps)
+    said = [parts.tokenizer.decode(words(parts, state, mask)) for state in states]
+    walks = [list(walk) for walk in zip(*said, strict=True)]
+    return [walks[i : i + count] for i in range(0, len(walks), count)]
+
+
+def _states(
+    parts: Parts, features: Tensor, rng: Generator, count: int, steps: int | None
+) -> tuple[Tensor, Iterator[State]]:
+    """The mask B L of so many captions for each image, and every state on their way."""
     rows = features.repeat_interleave(count, 0)
     keep = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     condition = Condition(features=rows, keep=keep)
     mask = to_possible(parts, parts.length.draw(condition, rng))
-    *_, last = sample(parts, condition, mask, steps, rng)
-    said = parts.tokenizer.decode(words(parts, last, mask))
-    return [said[i : i + count] for i in range(0, len(said), count)]
+    return mask, sample(parts, condition, mask, steps, rng)
 
 
 @torch.no_grad()

@@ -28,3 +28,5 @@ Above0 = Annotated[float, Gt(0)]
 AnyDataset = Annotated[
     Any, Of("dataset")
 ]  # { use = "flickr8k", ... }; the class gets the built one
+AnyEncoder = Annotated[Any, Of("encoder")]  # { use = "open_clip", ... }; as above
+AnyLauncher = Annotated[Any, Of("launcher")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 import cdlm
-from cdlm.captioner import Captioner
+from cdlm.captioner import CANDIDATES, Captioner, _drawing
 from cdlm.errors import CdlmError, DataError, RecipeError, RunError
+from cdlm.parts.metrics import tokenize
+from cdlm.parts.selections import agreement, sentence_bleu
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +213,63 @@ def test_selection_counts_where_n_is_not_given(captioner: Captioner, features: T
     sets = ["selection={ use = 'mbr', count = 4 }"]
     assert captioner.of_features(features, sets=sets) != captioner.of_features(features)
     assert captioner.of_features(features, n=2, sets=sets) == captioner.of_features(features, n=2)
+
+
+# ------------------------------------------------------------- confidence, candidates and a trace
+
+
+def test_details_give_the_caption_its_rivals_and_how_far_they_agree(
+    captioner: Captioner, photos: list[Path]
+) -> None:
+    said = captioner.details(photos, candidates=4, seed=2)
+    assert [len(it.candidates) for it in said] == [4] * 3
+    for it in said:
+        words = [tokenize(text) for text in it.candidates]
+        chosen = it.candidates.index(it.text)
+        others = [sentence_bleu(words[chosen], [other]) for other in words[:chosen]]
+        others += [sentence_bleu(words[chosen], [other]) for other in words[chosen + 1 :]]
+        assert it.confidence == pytest.approx(sum(others) / 3)
+        assert it.confidence == max(agreement(it.candidates))  # mbr chooses the surest
+        assert it.trace == []
+    assert captioner.details(photos, candidates=4, seed=2) == said
+    assert captioner.details(photos, candidates=4, seed=3) != said
+    assert captioner.details(photos[0], candidates=4, seed=2).text
+    assert captioner.details([]) == []
+
+
+def test_details_draw_as_many_as_the_recipe_or_several(
+    captioner: Captioner, photos: list[Path]
+) -> None:
+    assert len(captioner.details(photos[0]).candidates) == CANDIDATES
+    ten = captioner.details(photos[0], sets=["selection={ use = 'mbr', count = 7 }"])
+    assert len(ten.candidates) == 7
+    alone = captioner.details(photos, candidates=1)
+    assert [it.text for it in alone] == captioner(photos)
+    assert [it.confidence for it in alone] == [None] * 3
+    with pytest.raises(ValueError, match="candidates: expected a whole number above 0, got 0"):
+        captioner.details(photos, candidates=0)
+
+
+def test_a_selection_keeps_its_other_parameters_with_another_count(
+    captioner: Captioner, photos: list[Path]
+) -> None:
+    by_cider = ["selection={ use = 'mbr', count = 4, by = 'cider' }"]
+    job = _drawing(captioner._job.sampling(by_cider), 6)
+    assert (job.parts.selection.count, job.parts.selection.by) == (6, "cider")  # type: ignore[attr-defined]
+
+
+def test_a_trace_is_the_way_of_the_same_caption(captioner: Captioner, photos: list[Path]) -> None:
+    plain = captioner.details(photos, candidates=3, steps=4)
+    traced = captioner.details(photos, candidates=3, steps=4, trace=True)
+    for it, other in zip(traced, plain, strict=True):
+        assert replace(it, trace=[]) == other
+        assert len(it.trace) == 5 and it.trace[-1] == it.text
+
+
+def test_equal_candidates_are_surest() -> None:
+    assert agreement(["a dog runs on grass"] * 3) == pytest.approx([1.0] * 3)
+    assert agreement(["a dog", "two cats"]) == [0.0, 0.0]
+    assert agreement(["a dog"]) == [0.0]
 
 
 @pytest.mark.parametrize(

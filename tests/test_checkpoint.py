@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import cdlm.checkpoint
-from cdlm.checkpoint import load, newest, save
+from cdlm.checkpoint import adopt, last_state, load, newest, save
 from cdlm.errors import RunError
 
 ROOT = Path(cdlm.checkpoint.__file__).parents[1]
@@ -363,3 +363,36 @@ def test_a_step_being_replaced_is_found_after_a_kill_between_the_renames(tmp_pat
     shutil.copytree(tmp_path / "step-00000007.replaced", path)
     (path / "state.json").write_text("")
     assert_holds(newest(tmp_path), 7)
+
+
+# --------------------------------------------------------------------------- another run's
+
+
+def test_what_is_adopted_outlives_the_run_it_is_from(tmp_path):
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    path = save_step(theirs, 7)
+    ours.mkdir()
+    assert adopt(path, ours) == ours / "step-00000007"
+    shutil.rmtree(theirs)
+    assert_holds(newest(ours), 7)
+    save_step(ours, 8, keep=1)
+    assert steps(ours) == [8]
+
+
+def test_adopting_where_files_cannot_be_shared_copies_them(tmp_path, monkeypatch):
+    def refused(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(os, "link", refused)
+    path = save_step(tmp_path / "theirs", 7)
+    (tmp_path / "ours").mkdir()
+    adopt(path, tmp_path / "ours")
+    assert_holds(newest(tmp_path / "ours"), 7)
+
+
+def test_the_last_state_is_read_without_the_tensors(tmp_path):
+    assert last_state(tmp_path) == {}
+    for step in (3, 9):
+        path = save_step(tmp_path, step)
+    (path / "weights.safetensors").unlink()
+    assert last_state(tmp_path) == contents(9)[1]

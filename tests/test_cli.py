@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,11 @@ MISTAKES = [  # (what stands in the recipe, what is written instead, what must b
     ('{{ use = "cosine" }}', "{{ offset = 0.1 }}", "`use` is missing"),
     ("layers = 1", "layers = true", "expected a whole number above 0, got true"),
     ("drop = 0.1", "drop = 1.5", "expected a number above 0 and below 1"),
-    ('metric       = [{{ use = "exact_match" }}', 'metric = [{{ use = "spice" }}', '"spice"'),
+    (
+        'metric       = [{{ use = "exact_match" }}',
+        'metric = [{{ use = "spise" }}',
+        'did you mean "spice"',
+    ),
     ("about ", 'extends = "nowhere.toml"\nabout ', "there is no such file"),
     ("about ", 'extends = "wrong.toml"\nabout ', "extends itself"),
     ("about ", "abuot ", 'did you mean "about"?'),
@@ -208,7 +213,7 @@ def test_a_file_named_like_a_kind_is_a_recipe(
 def test_version_and_help(cdlm: Command) -> None:
     assert cdlm("--version").out == "cdlm 0.1.0\n"
     listed = cdlm("--help").out.partition("Commands:")[2]
-    for command in command_line.app.registered_commands:
+    for command in (it for it in command_line.app.registered_commands if not it.hidden):
         assert f"  {command.name or command.callback.__name__} " in listed  # type: ignore[union-attr]
     assert "..." not in listed  # no sentence is cut
 
@@ -274,7 +279,8 @@ def test_caption_writes_a_record_for_each_image_in_order(
     first = out.read_text()
     records = [json.loads(line) for line in first.splitlines()]
     assert [Path(record["image"]).name for record in records] == ["a.jpg", "z.png", "c.png"]
-    assert all(set(record) == {"image", "caption"} for record in records)
+    keys = {"image", "caption", "confidence", "candidates"}
+    assert all(set(record) == keys and len(record["candidates"]) == 5 for record in records)
     assert cdlm(*argv).code == 0
     assert out.read_text() == first
 
@@ -326,6 +332,9 @@ def test_caption_takes_any_choice_of_sampling(
     ("options", "words"),
     [
         (("--n", "0"), "--n"),
+        (("--candidates", "0"), "--candidates"),
+        (("--n", "2", "--candidates", "3"), "--candidates has no effect beside --n"),
+        (("--n", "2", "--trace"), "--trace has no effect beside --n"),
         (("--template", "a [ ] sqare"), 'near "sqare": "square"'),
         (("--template", "..."), "has no word and no [ ]"),
         (("--forbid", "dog"), '"dog": not in the vocabulary of this run'),
@@ -335,13 +344,13 @@ def test_caption_takes_any_choice_of_sampling(
         (("--words", "9-5"), "no caption has at least 9 and at most 5 words"),
         (("--words", "5-99"), "captions have at most 19 tokens"),
         (("--set", "train.steps=3"), "--set train.steps: it does not say how your images are"),
-        (("--set", "seed=3"), "allowed: guidance, variance, rounding, grid, sampler"),
+        (("--set", "seed=3"), "guidance, variance, rounding, grid, sampler"),
         (("--sampler", "dpm"), 'did you mean "ddpm"?'),
         (("--steps", "0"), "--steps"),
         (("--guidance", "-1"), "--guidance"),
         (("--seed", "-1"), "--seed"),
         (("--out", "nowhere/captions.jsonl"), "there is no folder nowhere"),
-        (("--out", "."), "can't write there: Is a directory"),
+        (("--out", "."), "can't write there: it is a folder"),
         (("--device", "nonsense"), "--device nonsense"),
     ],
     ids=str,
@@ -352,21 +361,48 @@ def test_a_wrong_option_of_caption_is_named(
     assert_message(cdlm("caption", photos, "--run", seeing_run, *options), words)
 
 
-def test_an_unreadable_image_is_named_and_what_is_done_is_kept(
+def test_unreadable_images_are_named_and_stop_no_other(
     cdlm: Command, seeing_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command_line, "AT_ONCE", 2)
-    names = ["a.png", "b.png", "c.png"]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    names = ["a.png", "b.png", "c.png", "d.png", "e.png"]
     for name in names:
-        Image.new("RGB", (9, 9)).save(tmp_path / name)
-    (tmp_path / "c.png").write_bytes(b"<html>404</html>")
+        Image.new("RGB", (9, 9)).save(photos / name)
+    (photos / "b.png").write_bytes(b"<html>404</html>")
+    (photos / "c.png").write_bytes(b"")
+    (photos / "d.png").write_bytes(b"")
     out = tmp_path / "captions.jsonl"
-    argv = [tmp_path / name for name in names]
-    said = cdlm("caption", *argv, "--run", seeing_run, "--out", out)
-    assert_message(said, "c.png: this is a web page")
-    assert [json.loads(line)["image"] for line in out.read_text().splitlines()] == [
-        str(path) for path in argv[:2]
-    ]
+    said = cdlm("caption", photos, "--run", seeing_run, "--jsonl", out)
+    assert_message(
+        said, "b.png: this is a web page", "3 of 5 photos can't be read", "others are captioned"
+    )
+    records = {Path(it["image"]).name: it for it in map(json.loads, out.read_text().splitlines())}
+    assert sorted(records) == names
+    assert [name for name in names if "error" in records[name]] == ["b.png", "c.png", "d.png"]
+    assert [name for name in names if "caption" in records[name]] == ["a.png", "e.png"]
+    assert_message(cdlm("caption", photos / "b.png", "--run", seeing_run), "b.png: this is a web")
+
+
+def test_caption_shows_candidates_confidence_and_every_step(
+    cdlm: Command, photos: Path, seeing_run: Path, tmp_path: Path
+) -> None:
+    argv = ("caption", photos / "c.png", "--run", seeing_run, "--candidates", 3, "--trace")
+    said = cdlm(*argv)
+    assert said.code == 0, said.err
+    first, *steps = said.out.splitlines()
+    _, text, confidence = first.split("\t")
+    assert [line.split("\t")[0] for line in steps] == ["  step 0", "  step 1", "  step 2"]
+    assert steps[-1].split("\t")[1] == text
+    out = tmp_path / "captions.jsonl"
+    assert cdlm(*argv, "--out", out).code == 0
+    record = json.loads(out.read_text())
+    assert (record["caption"], len(record["candidates"])) == (text, 3)
+    assert record["trace"] == [line.split("\t")[1] for line in steps]
+    assert f"{record['confidence']:.2f}" == confidence
+    (alone,) = cdlm(*argv[:-2], 1).out.splitlines()
+    assert len(alone.split("\t")) == 2  # no rivals, no confidence
 
 
 def test_a_name_that_is_not_utf8_is_printed_all_the_same(
@@ -417,6 +453,72 @@ def test_eval_prints_the_table_of_what_is_set(cdlm: Command, tiny_run: Finished)
     assert row.split()[-1] == "5"
 
 
+def test_eval_keeps_what_it_found_with_all_that_a_published_number_needs(
+    cdlm: Command, tiny_run: Finished, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run.path, tmp_path / "runs" / "tiny" / "copy"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    out = tmp_path / "results.json"
+    argv = ("eval", "--run", run, "--split", "test", "--out", out)
+    said = cdlm(*argv, "--set", "sampler.steps=5", "--set", "seed=3")
+    assert said.code == 0, said.err
+    place = run / "eval" / "test-steps=5.json"
+    assert said.out.rstrip().endswith(f"result: {place}")
+    kept = json.loads(place.read_text())
+    assert (kept["recipe"], kept["split"], kept["n"], kept["seed"]) == ("tiny", "test", 12, 3)
+    assert kept["sets"] == ["evaluate.split=test", "sampler.steps=5", "seed=3"]
+    assert kept["device"] == f"cpu, {torch.get_num_threads()} threads"
+    assert (kept["step"], kept["captions"], kept["date"][:2]) == (160, "single sample", "20")
+    assert "commit" in kept and "ddpm of 5 steps" in kept["about"]
+    for name, value in kept["scores"].items():
+        low, high = kept["intervals"][name]
+        assert low <= value <= high
+    said_of = [json.loads(line) for line in place.with_suffix(".jsonl").read_text().splitlines()]
+    found = json.loads(out.read_text())
+    assert [(it["image_id"], it["caption"]) for it in said_of] == [
+        (it["image_id"], it["caption"]) for it in found
+    ]
+    assert len(found) == 12 and set(found[0]) == {"image_id", "caption"}
+    assert {path: path.read_bytes() for path in before} == before  # nothing else was touched
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ((), "which run? give its folder once"),
+        (("{run}", "--run", "{run}"), "which run? give its folder once"),
+        (
+            ("{run}", "--split", "dev"),
+            'evaluate.split: expected "train" or "val" or "test", got "dev"',
+        ),
+        (("{run}", "--out", "nowhere/x.json"), "there is no folder nowhere"),
+        (("{run}", "--out", "."), "it is a folder"),
+    ],
+    ids=str,
+)
+def test_a_mistake_of_eval_is_named_before_anything_slow(
+    cdlm: Command, tiny_run: Finished, argv: tuple[str, ...], words: str
+) -> None:
+    assert_message(cdlm("eval", *(it.format(run=tiny_run.path) for it in argv)), words)
+
+
+def test_a_file_of_captions_is_scored_without_a_run(cdlm: Command, tmp_path: Path) -> None:
+    files = {"said": [{"image_id": 1, "caption": "A dog."}, {"image_id": 3, "caption": "a cat"}]}
+    notes = [{"image_id": i, "caption": text} for i in (3, 2, 1) for text in ("a dog", "one cat")]
+    files["notes"] = {"images": [], "annotations": notes}  # type: ignore[assignment]
+    for name, found in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    out = tmp_path / "scores.json"
+    said = cdlm("score", tmp_path / "said.json", tmp_path / "notes.json", "--out", out)
+    assert said.code == 0, said.err
+    (row,) = [line.split() for line in said.out.splitlines() if "BLEU-1" in line]
+    assert (row[1], row[-1]) == ("1.0000", "2")
+    assert "n/a: SPICE" in said.out and "captions of a file" in said.out
+    kept = json.loads(out.read_text())
+    assert (kept["n"], kept["scores"]["unique_captions"]) == (2, 1.0)
+    assert "spice" in kept["not_scored"]
+
+
 def test_a_run_is_evaluated_zero_shot_on_coco_by_one_command(
     cdlm: Command, tiny_run: Finished, tmp_path: Path
 ) -> None:
@@ -444,7 +546,7 @@ def test_eval_shows_single_samples_and_the_oracle_beside_what_was_selected(
     said = cdlm("eval", tiny_run.path, "--set", 'selection={ use = "mbr", count = 4 }')
     assert said.code == 0, said.err
     words = " ".join(said.out.split())
-    assert "metric single sample selected oracle N" in words
+    assert "metric single sample selected oracle 95 % N" in words
     assert "selected of 4 by mbr (bleu); oracle: chosen by the references, not a fair" in words
     (row,) = [line.split() for line in said.out.splitlines() if "BLEU-1" in line]
     single, selected, oracle = map(float, row[1:4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from transformers import DistilBertConfig, DistilBertModel
 
 from cdlm import plugins
 from cdlm.errors import CdlmError
+from cdlm.parts.metrics import coco, java, similarity
 from cdlm.registry import KINDS
 from cdlm.testing import Law, build, conformance, laws
 from cdlm.testing.examples import CAPTIONS, DIMS, IDS
+
+needs_java = pytest.mark.skipif(bool(java.lacking()), reason="needs Java")
 
 # -------------------------------------------------------------- what needs nothing but parameters
 
@@ -166,8 +170,19 @@ BATCHES = {"ignores_the_order": "its batches follow the order, as published"}
 test_batch_bleu = conformance("metric", "batch_bleu", batch=3, waive=BATCHES)
 test_rouge_l = conformance("metric", "rouge_l")
 test_cider_d = conformance("metric", "cider_d")
+NEAREST = {"ignores_the_order": "of references equally near the first one counts, as published"}
+test_meteor = needs_java(conformance("metric", "meteor", waive=NEAREST))
+SHOWN = {"use": "open_clip", "model": "cdlm:shapes_clip"}
+test_image_similarity = conformance("metric", "image_similarity", encoder=SHOWN)
 test_exact_match = conformance("metric", "exact_match")
+ALONE = {"tells_right_from_wrong": "it looks at captions alone, as a whole"}
+test_diversity = conformance("metric", "diversity", waive=ALONE)
+test_novelty = conformance("metric", "novelty", waive=ALONE)
+test_repetition = conformance("metric", "repetition", waive=ALONE)
+test_caption_length = conformance("metric", "caption_length", waive=ALONE)
 test_true_caption = conformance("metric", "true_caption")
+
+test_local = conformance("launcher", "local")
 
 # ---------------------------------------------------------------------- what needs files of its own
 
@@ -338,6 +353,27 @@ def test_mix(law: Law, photo_folder: Path, flickr8k: Path) -> None:
 @every_law("encoder")
 def test_features(law: Law, feature_file: Path) -> None:
     law(build("encoder", "features", path=str(feature_file)))
+
+
+@every_law("metric")
+def test_spice(law: Law, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its program and 384 MB of files stood in for: each caption's share of words."""
+
+    def scores(rows: Sequence[tuple[str, list[str]]]) -> list[float]:
+        return [float(caption in references) for caption, references in rows]
+
+    monkeypatch.setattr(java, "lacking", lambda *files: "")
+    monkeypatch.setattr(coco, "_spice_scores", scores)
+    law(build("metric", "spice"))
+
+
+@every_law("metric")
+def test_clip_score(law: Law, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its encoder stood in for, whose weights are not here."""
+    encoder = build("encoder", "open_clip", model="cdlm:shapes_clip")
+    monkeypatch.setattr(similarity, "_openai", lambda: encoder)
+    monkeypatch.setattr(similarity, "PROMPT", "")
+    law(build("metric", "clip_score"))
 
 
 @every_law("encoder")

@@ -10,11 +10,12 @@ from typing import ClassVar
 import pytest
 from rich.console import Console, RenderableType
 
-from cdlm.errors import PluginError
+from cdlm.errors import PluginError, Unavailable
 from cdlm.evaluate import (
     ORACLE,
     SINGLE,
     Score,
+    available,
     choose,
     evaluate,
     oracle,
@@ -24,8 +25,9 @@ from cdlm.evaluate import (
     signature,
     table,
 )  # fmt: skip
-from cdlm.parts.metrics import Bleu, ExactMatch
-from cdlm.records import Answers, Said
+from cdlm.parts.metrics.coco import Bleu, RougeL
+from cdlm.parts.metrics.text import ExactMatch
+from cdlm.records import Answers, Said, Tally
 
 ANSWERS = Answers(
     image_ids=["a.jpg", "b.jpg", "c.jpg"],
@@ -45,6 +47,16 @@ class Words:
     def __call__(self, answers: Answers) -> dict[str, float]:
         return {self.name: sum(len(c.split()) for c in answers.captions) / 3, f"{self.name}_2": 1}
 
+    def tally(self, answers: Answers) -> None:
+        """Nothing."""
+
+
+class Nowhere(ExactMatch):
+    """A metric whose files are not here."""
+
+    def tally(self, answers: Answers) -> Tally:
+        raise Unavailable(["spice", "spice_2"], "no files of it are here")
+
 
 def printed(table: RenderableType, width: int = 80) -> str:
     file = io.StringIO()
@@ -57,6 +69,16 @@ def test_every_score_has_its_number_of_images() -> None:
     assert [score.name for score in got] == ["words", "words_2", "again", "again_2"]
     assert got[0] == Score("words", 5 / 3, 3)
     assert {score.n for score in got} == {3}
+
+
+def test_what_cannot_be_scored_is_shown_with_its_reason_and_stops_nothing() -> None:
+    got = evaluate([Nowhere(), ExactMatch()], ANSWERS)
+    assert available(got) == {"exact_match": pytest.approx(1 / 3)}
+    lines = printed(table(got, "test")).splitlines()
+    rows = {line.split()[0]: line.split()[-2:] for line in lines if line.endswith(" 3  ")}
+    assert rows == {"SPICE": ["n/a", "3"], "spice": ["n/a", "3"], "exact": ["0.3333", "3"]}
+    assert "n/a: SPICE, spice 2: no files of it are here" in "\n".join(lines)
+    assert "SPICE as coco-caption" not in "\n".join(lines)
 
 
 def test_two_scores_of_one_name_are_refused() -> None:
@@ -74,6 +96,51 @@ def test_the_table_aligns_its_numbers_and_names_the_protocol() -> None:
     assert len({row.rindex(".") for row in rows}) == 1  # decimal points in one column
     assert signature(given) in " ".join(" ".join(lines).split())
     assert not any("\x1b" in line for line in lines)
+
+
+def many(right: int, images: int) -> Answers:
+    """So many images, of which so many are captioned right."""
+    said = ["a dog runs on grass"] * right + ["two cats sit on a mat"] * (images - right)
+    return Answers(
+        image_ids=[str(i) for i in range(images)],
+        captions=said,
+        references=[["a dog runs on grass", "a dog"]] * images,
+        truths=[None] * images,
+    )
+
+
+def test_the_interval_of_a_share_is_that_of_theory() -> None:
+    """0.3 of 400: 0.3 +- 1.96 sqrt(0.3 0.7 / 400), to the noise of 1,000 draws; none unasked."""
+    (score,) = evaluate([ExactMatch()], many(120, 400), resamples=1000)
+    spread = 1.96 * (0.3 * 0.7 / 400) ** 0.5
+    assert score.interval == pytest.approx((0.3 - spread, 0.3 + spread), abs=0.1 * spread)
+    assert evaluate([ExactMatch()], many(120, 400), resamples=1000) == [score]
+    assert evaluate([ExactMatch()], many(120, 400))[0].interval is None
+
+
+def test_a_draw_scores_as_its_images_scored_anew() -> None:
+    """For BLEU and ROUGE-L, whose scores look at no other image, sums are the whole truth."""
+    given, rows = many(3, 6), [0, 0, 5, 3, 3, 3]
+    again = Answers(**{
+        name: [value[i] for i in rows]
+        for name, value in vars(given).items()
+        if isinstance(value, list)
+    })  # fmt: skip
+    for metric in (Bleu(), RougeL(), ExactMatch()):
+        tally = metric.tally(given)
+        found = {name: float(it) for name, it in tally.score(tally.rows[rows].sum(0)).items()}
+        assert found == pytest.approx(metric(again), abs=1e-12)
+
+
+def test_intervals_stand_in_the_table_where_there_are_some() -> None:
+    got = evaluate([Bleu(), Words()], many(30, 40), resamples=200)
+    lines = printed(table(got, "test"), 100).splitlines()
+    (row,) = [line.split() for line in lines if "BLEU-4" in line]
+    low, high = got[3].interval or (0, 0)
+    assert row == ["BLEU-4", f"{got[3].value:.4f}", f"{low:.4f}", "to", f"{high:.4f}", "40"]
+    assert 0 < low < got[3].value < high < 1
+    assert all(score.interval is None for score in got[4:])
+    assert "95 %: 1,000 resamples of the images" in " ".join(" ".join(lines).split())
 
 
 def test_selected_captions_stand_between_single_samples_and_an_oracle_that_is_not_fair() -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +102,25 @@ def test_what_changes_the_features_changes_the_key(
     features(encoder, split, tmp_path)
     assert split.opened == [0, 1, 2]
     assert len(list((tmp_path / "features").iterdir())) == 2
+
+
+def test_of_those_who_want_the_same_features_at_once_one_computes_them(tmp_path: Path) -> None:
+    """Threads stand for processes: each opens the lock by itself."""
+    both_there, splits = threading.Barrier(2), [Squares(), Squares()]
+
+    class Slow(Reds):
+        def encode(self, images: Sequence[Image.Image]) -> Tensor:
+            time.sleep(0.2)  # the other one is at the lock by now
+            return super().encode(images)
+
+    def work(split: Squares) -> Tensor:
+        both_there.wait()
+        return features(Slow(), split, tmp_path)
+
+    with ThreadPoolExecutor() as pool:
+        one, two = pool.map(work, splits)
+    assert torch.equal(one, two)
+    assert sorted(len(split.opened) for split in splits) == [0, 3]
 
 
 def described(cache: Path, split: Squares) -> Kept:

@@ -20,11 +20,11 @@ from cdlm.registry import KINDS, Entry
 ROOT = Path(cdlm.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 SPINE = (
-    "cdlm", "cdlm.blame", "cdlm.charts", "cdlm.cli", "cdlm.contract", "cdlm.describe",
-    "cdlm.doctor", "cdlm.errors", "cdlm.foreign", "cdlm.layers", "cdlm.parts", "cdlm.places",
-    "cdlm.plugins", "cdlm.progress", "cdlm.protocols", "cdlm.recipe", "cdlm.records",
-    "cdlm.registry", "cdlm.rundir", "cdlm.scaffold", "cdlm.schema", "cdlm.signature", "cdlm.toml",
-    "cdlm.values",
+    "cdlm", "cdlm.blame", "cdlm.board", "cdlm.charts", "cdlm.cli", "cdlm.compare", "cdlm.conduct",
+    "cdlm.contract", "cdlm.describe", "cdlm.doctor", "cdlm.errors", "cdlm.foreign", "cdlm.layers",
+    "cdlm.outcome", "cdlm.parts", "cdlm.places", "cdlm.plugins", "cdlm.progress", "cdlm.protocols",
+    "cdlm.recipe", "cdlm.records", "cdlm.registry", "cdlm.rundir", "cdlm.scaffold", "cdlm.schema",
+    "cdlm.signature", "cdlm.stop", "cdlm.study", "cdlm.toml", "cdlm.values",
 )  # fmt: skip
 HEAVY = (
     "torch",
@@ -81,6 +81,26 @@ def test_nobody_imports_the_command_line_and_only_tests_import_testing(path: Pat
     assert "testing" not in rooms(path) or testing
 
 
+PUBLIC = {
+    "": ("CdlmError", "DataError", "PluginError", "RecipeError", "RunError", "hookimpl"),
+    "errors": (), "protocols": (), "records": (), "values": (), "testing": (),
+    "network": ("guided", "withhold"), "sample": ("forbidden",), "compose": ("Parts",),
+    "parts": (),
+}  # fmt: skip
+"""What plugins may import from cdlm: these names of a module, or all that do not begin with _."""
+
+PLUGINS = sorted((ROOT.parent / "plugins").glob("*/src/**/*.py"))
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: f"{path.parts[-4]}-{path.stem}")
+def test_components_of_plugins_are_written_against_public_names(path: Path) -> None:
+    for name in imports(path):
+        if name.startswith("cdlm."):
+            place, _, wanted = name.removeprefix("cdlm.").rpartition(".")
+            names = PUBLIC.get(place.split(".")[0], ("nothing",)) or (wanted,)
+            assert wanted in names and not wanted.startswith("_"), f"{name} is not public"
+
+
 @pytest.mark.parametrize("name", ["protocols", "records", "errors", "values"])
 def test_what_components_are_written_against_needs_nothing_else(name: str) -> None:
     """Protocols name Parts as well: a process gets them all."""
@@ -104,8 +124,9 @@ def test_the_spine_is_all_that_is_not_flow_parts_or_kernels() -> None:
     spine = {name.removeprefix("cdlm.") for name in SPINE}
     others = {path.stem for path in ROOT.glob("*.py")} - spine - {"__init__"}
     assert others == {
-        "captioner", "checkpoint", "checkup", "compose", "data", "evaluate", "features",
-        "frontier", "gallery", "gaussian", "network", "pretrain", "probe", "run", "sample", "train",
+        "captioner", "checkpoint", "checkup", "compose", "data", "estimate", "evaluate", "features",
+        "frontier", "gallery", "gaussian", "graph", "network", "pretrain", "probe", "results",
+        "run", "sample", "train",
     }  # fmt: skip
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import random
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +26,8 @@ from cdlm.parts.embeddings import Learned
 from cdlm.parts.guidance import Plain, Scale
 from cdlm.parts.lengths import Generated, Histogram
 from cdlm.parts.losses import Mse, Vlb
-from cdlm.parts.metrics import ExactMatch
+from cdlm.parts.metrics.common import mean
+from cdlm.parts.metrics.text import ExactMatch
 from cdlm.parts.rounding import Free
 from cdlm.parts.samplers import Ddim, Ddpm
 from cdlm.parts.selections import First
@@ -367,7 +370,7 @@ breaks("guidance", "works_in_a_captioner")(lambda: _guided(lambda with_, _: with
 
 
 def _rounded(call: Callable[[Tensor, Any], Tensor]) -> Any:
-    return like(Free(), __call__=lambda self, x, t, embedding: call(x, embedding))
+    return like(Free(), __call__=lambda self, x, t, embedding, _: call(x, embedding))
 
 
 breaks("rounding", "counts_each_caption_alone")(lambda: _rounded(lambda x, _: x - x.mean(0)))
@@ -672,15 +675,42 @@ breaks("encoder", "knows_itself")(lambda: _encoder(_fixed, identity=dict))
 
 def _metric(call: Callable[[Any], dict[str, Any]] | None = None, **others: Any) -> Any:
     given = {"__call__": lambda self, answers: call(answers)} if call else {}
-    return like(ExactMatch(), **given, **others)
+    return like(ExactMatch(), **{"tally": lambda self, answers: None, **given, **others})
 
 
 breaks("metric", "gives_finite_numbers")(lambda: _metric(lambda answers: {"score": math.nan}))
 breaks("metric", "ignores_the_order")(
     lambda: _metric(lambda answers: {"score": float(len(answers.captions[0]))})
 )
+breaks("metric", "tally_adds_up")(
+    lambda: _metric(lambda answers: {"score": 0.4}, tally=lambda *_: mean({"score": [0.5] * 8}))
+)
 breaks("metric", "marks_each_caption")(lambda: _metric(marks=lambda self, answers: [True]))
 breaks("metric", "tells_right_from_wrong")(lambda: _metric(lambda answers: {"score": 1.0}))
+
+# --------------------------------------------------------------------------------------- launcher
+
+
+class Careless:
+    """Starts a process, and does one thing wrong."""
+
+    def __init__(self, **changed: Any) -> None:
+        self.changed = changed
+
+    def start(self, command: list[str], log: Path) -> Any:
+        usual: dict[str, Any] = {"cwd": None, "mode": "ab", "codes": lambda code: code}
+        how = usual | self.changed
+        with log.open(how["mode"]) as out:
+            process = subprocess.Popen(command, stdout=out, stderr=out, cwd=how["cwd"])
+        stop = process.kill if how.get("kills") else process.terminate
+        return SimpleNamespace(code=lambda: how["codes"](process.poll()), stop=stop)
+
+
+breaks("launcher", "tells_the_exit_code")(lambda: Careless(codes=lambda code: code and 0))
+breaks("launcher", "does_not_wait")(lambda: Careless(codes=lambda code: code or 0))
+breaks("launcher", "keeps_what_is_printed")(lambda: Careless(mode="wb"))
+breaks("launcher", "starts_in_the_current_folder")(lambda: Careless(cwd="/"))
+breaks("launcher", "stops_gently")(lambda: Careless(kills=True))
 
 # ----------------------------------------------------------------------------------------- tests
 

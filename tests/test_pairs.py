@@ -29,7 +29,7 @@ from cdlm.evaluate import evaluate
 from cdlm.features import features, text_features
 from cdlm.recipe import Recipe
 from cdlm.records import Answers, Condition, State
-from cdlm.registry import KINDS
+from cdlm.registry import IN_RECIPES
 from cdlm.sample import captions, sample
 from cdlm.testing.examples import rng
 from cdlm.testing.whole import plan
@@ -142,11 +142,11 @@ def pairs() -> tuple[set[Pair], set[Pair]]:
 
 def covering() -> list[dict[str, str]]:
     """One name for each kind, so often that all pairs that go together are met; greedily."""
-    names = {kind: [name for k, name in items() if k == kind] for kind in KINDS}
+    names = {kind: [name for k, name in items() if k == kind] for kind in IN_RECIPES}
     left, rows = set(pairs()[0]), []
     while left:
         row = dict(sorted(min(left, key=sorted)))
-        for kind in KINDS:
+        for kind in IN_RECIPES:
             if kind not in row:
                 row[kind] = _best(kind, names[kind], row, left)
         met = {frozenset(pair) for pair in combinations(row.items(), 2)}
@@ -170,7 +170,7 @@ def beside(pair: Pair) -> dict[str, str]:
     So nothing but the two can be at fault.
     """
     chosen = PLAIN | dict(pair)
-    for kind in set(KINDS) - dict(pair).keys():
+    for kind in set(IN_RECIPES) - dict(pair).keys():
         names = sorted(name for k, name in items() if k == kind)
         fits = [name for name in names if all(together((kind, name), it) for it in pair)]
         alone = [name for it, k, names in ALONE if it in pair and k == kind for name in names]
@@ -183,7 +183,7 @@ def written(row: dict[str, str], files: Path) -> str:
     """A recipe with these components, and what they bring along."""
     brought = [BRINGS[it] for it in row.items() if it in BRINGS]
     lines = []
-    for kind in KINDS:
+    for kind in IN_RECIPES:
         if kind in LISTS:
             also = [name for k, name in brought if k == kind]
             usual = [

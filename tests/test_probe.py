@@ -12,7 +12,7 @@ import torch
 from conftest import Command, Finished
 from PIL import Image
 
-from cdlm.kernels.nearest import nearest_token
+from cdlm.kernels import nearest_token
 from cdlm.parts.schedules import Cosine, Discrete
 from cdlm.probe import NEAREST, WITH, WITHOUT, Probe, Trial, probe, verdicts, write
 from cdlm.recipe import load

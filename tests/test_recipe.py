@@ -15,7 +15,7 @@ import pytest
 from cdlm import layers, recipe, toml
 from cdlm.errors import CdlmError, RecipeError
 from cdlm.recipe import LARGEST, LINES, Recipe
-from cdlm.registry import KINDS, Registry
+from cdlm.registry import IN_RECIPES, Registry
 
 PARTS = '''
 from dataclasses import dataclass, field
@@ -111,7 +111,7 @@ process = { use = "plain" }
 """
     + "".join(
         f'{kind} = {{ use = "plain" }}\n'
-        for kind, it in KINDS.items()
+        for kind, it in IN_RECIPES.items()
         if kind not in NAMED and not it.many
     )
     + """
@@ -133,7 +133,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("parts")
     (folder / "recipe_test_parts.py").write_text(PARTS)
     registry = Registry()
-    for kind in KINDS:
+    for kind in IN_RECIPES:
         for name, cls in NAMED.get(kind, {"plain": "Plain"}).items():
             registry.add(kind, name, f"recipe_test_parts:{cls}")
     sys.path.insert(0, str(folder))
@@ -354,7 +354,7 @@ def test_a_mistake_of_set_is_placed_there(check: Check, sets: list[str], mistake
     assert mistake in said(check, "", *sets)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "process"])
+@pytest.mark.parametrize("kind", [kind for kind in IN_RECIPES if kind != "process"])
 def test_a_missing_kind_gets_an_example(registry: Registry, kind: str) -> None:
     values = {name: it for name, it in tomllib.loads(BASE).items() if name != kind}
     text = "".join(toml.pair(name, it) + "\n" for name, it in values.items())
@@ -398,6 +398,7 @@ def test_what_a_dropped_kind_said_counts_for_nothing(check: Check, registry: Reg
         (MASKED, ["schedule.offset=0.02"], "--set schedule.offset"),
         (MASKED, ["schedule.use=linear"], "--set schedule.use"),
         ("", ["process.use=masked", "schedule.use=linear"], "--set schedule.use"),
+        ("", ["schedule.use=linear", 'process={use="masked"}'], "--set schedule.use"),
     ],
 )
 def test_what_has_no_effect_is_refused(
@@ -406,6 +407,21 @@ def test_what_has_no_effect_is_refused(
     whole = said(check, text, *sets)
     assert whole.startswith(f"{place}: process masked has no schedule\n    leave it out; ")
     assert len(whole.splitlines()) == 2
+
+
+def test_layers_above_the_one_that_chooses_the_process_are_held_to_it(
+    check: Check, registry: Registry
+) -> None:
+    """A recipe over a masked one, and a study's piece that chooses one, over another recipe."""
+    names = ("base.toml", "masked.toml", "mine.toml")
+    tree, masked, mine = map(layers.parse, (BASE, MASKED, "schedule.offset = 0.02"), names)
+    below = layers.overlay(tree, masked)
+    assert recipe._resolved(below, "masked", [], [], registry).without == ["schedule"]
+    with pytest.raises(RecipeError, match=r"mine.toml:1, schedule: process masked has no schedule"):
+        recipe._resolved(layers.overlay(below, mine), "mine", [], [], registry)
+    piece = layers.Tree({"process": {"use": "masked"}}, {})
+    over = layers.overlay(layers.overlay(tree, mine), piece)
+    assert recipe._resolved(over, "study", [], [], registry).without == ["schedule"]
 
 
 def test_what_has_no_effect_can_not_be_set_on_a_resolved_recipe(

@@ -19,13 +19,17 @@ from safetensors.torch import save_file
 from cdlm.errors import CdlmError, RecipeError, RunError
 from cdlm.progress import silent
 from cdlm.recipe import load
+from cdlm.records import Said
 from cdlm.run import (
     AFTERWARDS,
     Job,
     Stop,
     _captions,
     altered,
+    answers_of,
     begin,
+    begin_point,
+    borrow,
     choose_device,
     evaluate_run,
     train_run,
@@ -62,8 +66,11 @@ def test_the_printed_table_is_the_summary(tiny_run: Finished) -> None:
     labels = {"exact_match": "exact match"} | {f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)}
     assert list(scores) == list(labels)
     rows = [line.split() for line in tiny_run.said.out.splitlines()]
+    intervals = RunDir(tiny_run.path).summary()["intervals"]
     for name, label in labels.items():
-        assert [*label.split(), f"{scores[name]:.4f}", "12"] in rows
+        low, high = intervals[name]
+        between = [f"{low:.4f}", "to", f"{high:.4f}"]
+        assert [*label.split(), f"{scores[name]:.4f}", *between, "12"] in rows
 
 
 def test_samples_stand_beside_their_references(tiny_run: Finished) -> None:
@@ -327,6 +334,23 @@ def test_evaluating_changes_nothing_in_the_run(tiny_run: Finished) -> None:
     assert contents(tiny_run.path) == before
 
 
+def test_novelty_is_against_what_the_weights_have_seen(tiny_run: Finished) -> None:
+    """Whatever dataset is captioned now: here one with other training captions."""
+    job = Job.open(RunDir.open(tiny_run.path), "cpu", ["dataset.train=3"])
+    answers = answers_of(job, [Said(["a star"], 0)])
+    own = Job.open(RunDir.open(tiny_run.path), "cpu")
+    flat = [text for texts in own.split("train").captions for text in texts]
+    assert answers.training is not None and answers.training() == flat
+    assert len(flat) > len([text for texts in job.split("train").captions for text in texts])
+
+
+def test_features_of_what_is_captioned_are_there_for_any_encoder(tiny_run: Finished) -> None:
+    job = Job.open(RunDir.open(tiny_run.path), "cpu")
+    answers = answers_of(job, [Said(["a star"], 0)] * 3)
+    assert answers.features is not None
+    assert torch.equal(answers.features(job.parts.encoder), job.features("val")[:3])
+
+
 def test_equal_seeds_give_equal_captions_and_others_do_not(tiny_run: Finished) -> None:
     said = []
     for seed in (0, 0, 1):
@@ -348,3 +372,60 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file, by its path."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# -------------------------------------------------------------------------- another run's weights
+
+
+def beside(tiny_recipe: Path, root: Path, *sets: str) -> tuple[RunDir, bool]:
+    """A new run of the tiny recipe, set otherwise, and whether it found weights to borrow."""
+    asked = load(tiny_recipe, sets)
+    run = begin_point(asked, root, [])
+    return run, borrow(run, asked, root) is not None
+
+
+@pytest.mark.parametrize(
+    ("sets", "found"),
+    [
+        (["sampler.steps=3", "evaluate.limit=2"], True),
+        (["guidance.scale=3.0"], True),
+        (["guidance.drop=0.2"], False),
+        (["train.lr=1e-4"], False),
+        (["seed=1"], False),
+    ],
+)
+def test_weights_are_borrowed_of_a_run_that_was_trained_in_the_same_way(
+    tiny_recipe: Path, tiny_run: Finished, tmp_path: Path, sets: list[str], found: bool
+) -> None:
+    shutil.copytree(tiny_run.path.parents[1], tmp_path / "runs")
+    run, borrowed = beside(tiny_recipe, tmp_path / "runs", *sets)
+    assert borrowed == found
+    assert (run.last_step == 160) == found
+    if found:
+        job = Job.open(run, "cpu")
+        train_run(job)  # there is nothing left to train
+        assert evaluate_run(job).step == 160
+
+
+def test_weights_of_a_half_trained_run_are_not_borrowed(
+    tiny_recipe: Path, tiny_run: Finished, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run.path.parents[1], tmp_path / "runs")
+    other = next((tmp_path / "runs").glob("*/*"))
+    shutil.rmtree(other / "checkpoints" / "step-00000160")
+    assert not beside(tiny_recipe, tmp_path / "runs", "sampler.steps=3")[1]
+
+
+def test_a_recipe_that_has_a_run_anywhere_gets_that_one(
+    tiny_recipe: Path, tiny_run: Finished, tmp_path: Path
+) -> None:
+    place = Path(
+        shutil.copytree(tiny_run.path, tmp_path / "runs" / "elsewhere" / tiny_run.path.name)
+    )
+    assert begin_point(load(tiny_recipe), tmp_path / "runs", []).path == place
+
+
+def test_a_runs_summary_says_how_long_it_trained_and_how_large_it_is(tiny_run: Finished) -> None:
+    summary = RunDir(tiny_run.path).summary()
+    assert 0 < summary["training_seconds"] < 120
+    assert summary["parameters"] > 1000

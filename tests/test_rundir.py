@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -296,6 +297,46 @@ def test_a_second_process_is_kept_out_until_the_first_is_killed(tmp_path):
     for _ in range(2):
         with run.lock():
             pass
+
+
+def test_who_waits_for_the_lock_gets_it_when_the_first_has_ended(tmp_path):
+    run = create(tmp_path)
+    hold = f"""
+import pathlib, sys, time
+from cdlm.rundir import RunDir
+with RunDir(pathlib.Path({str(run.path)!r})).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout.readline() == "held\n"
+    threading.Timer(0.2, other.stdin.close).start()
+    with run.lock(wait=True):
+        assert other.wait(timeout=10) == 0
+    other.stdout.close()
+
+
+def test_a_run_is_found_by_its_recipes_hash_whatever_it_is_called(tmp_path):
+    digest = "0123456789abcdef"
+    assert cdlm.rundir.find(tmp_path, digest) is None
+    create(tmp_path, "nameless")  # says nothing of its hash
+    assert cdlm.rundir.find(tmp_path, digest) is None
+    one, two = (
+        RunDir.create(tmp_path, name, (), 0, digest, "seed = 0\n", {"hash": digest})
+        for name in ("one", "two")
+    )
+    assert cdlm.rundir.find(tmp_path, digest) in (one.path, two.path)
+    two.finish({})
+    assert cdlm.rundir.find(tmp_path, digest) == two.path
+    assert cdlm.rundir.find(tmp_path, digest[:8] + "another") is None
+    (two.path / "provenance.json").write_text("torn")
+    assert cdlm.rundir.find(tmp_path, digest) == one.path
 
 
 def test_locking_sweeps_what_dead_writers_left(tmp_path):

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from cdlm.compose import Parts
 from cdlm.errors import CdlmError
 from cdlm.gaussian import to_allowed
+from cdlm.kernels import prepare_table
 from cdlm.network import Network
 from cdlm.parts.conditioning import FeatureAdd
 from cdlm.parts.constraints import Size
@@ -120,9 +121,9 @@ def test_barred_words_move_to_the_nearest_allowed_and_others_stay() -> None:
     table = torch.tensor([[0.0], [1.0], [3.0]])
     x = torch.tensor([[[1.2], [1.2]], [[2.1], [2.1]], [[-1.0], [-1.0]]])
     barred = torch.tensor([[False, True, False], [False, False, False]])
-    moved = to_allowed(x, barred, table)
+    moved = to_allowed(x, barred, prepare_table(table))
     assert moved[..., 0].tolist() == [pytest.approx(it) for it in ([0, 1.2], [2.1, 2.1], [-1, -1])]
-    only = to_allowed(x, torch.tensor([[True, True, False], [False] * 3]), table)
+    only = to_allowed(x, torch.tensor([[True, True, False], [False] * 3]), prepare_table(table))
     assert only[:, 0, 0].tolist() == [3, 3, 3] and torch.equal(only[:, 1], x[:, 1])
 
 

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """The nearest word on a GPU, in Triton: one pass in half precision, certified, then made exact.
 
     halve      x - mean in fp16, and for each row how far its fp16 scores may be from the true ones
@@ -13,7 +14,7 @@ for the host: the five launches can be captured in a CUDA graph.
 
 An exact score is a sum of products of two float32, each exact in float64, kept as an unevaluated
 sum of two float64 (Knuth's two-sum). Two scores that differ by less than 2^-100 of their terms may
-pass for a tie; where the numbers of a row lie within a factor of 2^23 of each other nothing is lost.
+pass for a tie; where a row's numbers lie within a factor of 2^23 of each other nothing is lost.
 """
 
 from __future__ import annotations

@@ -7,11 +7,13 @@ blocks within the margin of error of the best are looked at one by one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from cdlm.kernels.exact import reference, settle, slices
-from cdlm.kernels.words import WordTable
+from cdlm.kernels.words import Coarse, WordTable
 
 ROWS = 512  # rows at a time
 CHUNK = 2048  # words at a time, at most
@@ -32,7 +34,7 @@ def search(x: Tensor, table: WordTable) -> tuple[Tensor, Tensor, Tensor]:
     Shapes: x N E -> ids N, words N K block, ceilings N K+1: what no word of each of these blocks,
     and at last what no word of all the others, scores above.
     """
-    return _joined([_search(rows, table, KEPT // _block(table)) for rows in x.split(ROWS)])
+    return _joined([_search(rows, table, KEPT // _block(table.words)) for rows in x.split(ROWS)])
 
 
 Found = tuple[Tensor, Tensor, Tensor]
@@ -48,9 +50,8 @@ def _search(x: Tensor, table: WordTable, keep: int) -> Found:
     fits = norms * table.radius + table.radius**2 < HUGE
     if not bool(fits.all()):
         return _search_apart(x, table, keep, fits)
-    error, best = margin(norms, table), block_maxima(x, table)
-    ids = winners(x, table, error, best)
-    return ids, *_best_blocks(best, error, table, keep)
+    found = block_maxima(x, table)
+    return winners(x, table, found), *_best_blocks(found, table, keep)
 
 
 def _search_apart(x: Tensor, table: WordTable, keep: int, fits: Tensor) -> Found:
@@ -64,18 +65,18 @@ def _search_apart(x: Tensor, table: WordTable, keep: int, fits: Tensor) -> Found
     return ids, words, ceilings
 
 
-def _best_blocks(
-    best: Tensor, error: Tensor, table: WordTable, keep: int
-) -> tuple[Tensor, Tensor]:
+def _best_blocks(found: Maxima, table: WordTable, keep: int) -> tuple[Tensor, Tensor]:
     """The words of each row's best blocks, N K block, and all ceilings, N K+1."""
-    keep = min(keep, len(best))
+    blocks_, rows = found.best.shape
+    keep = min(keep, blocks_)
     if not keep:
-        return error.new_zeros(len(error), 0, 0).long(), error[:, None]
-    values, blocks = best.topk(min(keep + 1, len(best)), dim=0)
-    if keep == len(best):
-        values = torch.cat([values, values.new_full((1, len(error)), -torch.inf)])
-    words = words_of(blocks[:keep].T.flatten(), table, len(error))
-    return words.view(len(error), keep, words.shape[1]), values.T + error[:, None]
+        return found.error.new_zeros(rows, 0, 0).long(), found.error[:, None]
+    values, blocks = found.best.topk(min(keep + 1, blocks_), dim=0)
+    if keep == blocks_:
+        values = torch.cat([values, values.new_full((1, rows), -torch.inf)])
+    words = words_of(blocks[:keep].T.flatten(), table.words, rows)
+    ceilings = values.T + (found.error + found.shift)[:, None]
+    return words.view(rows, keep, words.shape[1]), ceilings
 
 
 def margin(norms: Tensor, table: WordTable) -> Tensor:
@@ -96,76 +97,111 @@ def _unit_roundoff() -> float:
     ]
 
 
-def block_maxima(x: Tensor, table: WordTable) -> Tensor:
-    """The best score in every block of words, for each row. Shapes: N E -> blocks N.
+@dataclass(frozen=True)
+class Maxima:
+    """The best score in every block of words, and how far off it may be. Shapes: blocks N, N.
+
+    Scores are to be compared within a row; `shift` added makes them scores of the table.
+    """
+
+    best: Tensor
+    error: Tensor
+    shift: Tensor
+
+
+def block_maxima(x: Tensor, table: WordTable) -> Maxima:
+    """Of each row, in float32, or in bfloat16 where that is faster here. Shapes: x N E."""
+    if table.coarse is not None:
+        return _coarse_maxima(x, table, table.coarse)
+    norms = torch.linalg.vector_norm(x, dim=1)
+    best = _scan(x.T.contiguous(), table.words, table.bias)
+    return Maxima(best, margin(norms, table), torch.zeros_like(norms))
+
+
+def _coarse_maxima(x: Tensor, table: WordTable, coarse: Coarse) -> Maxima:
+    """In bfloat16, sums in float32: what the inputs and the score lose when they are rounded."""
+    centred = x - table.mean
+    rounded = centred.to(torch.bfloat16)
+    best = _scan(rounded.T.contiguous(), coarse.words, coarse.bias).float()
+    gone = torch.linalg.vector_norm(centred - rounded.float(), dim=1)
+    norms = torch.linalg.vector_norm(centred, dim=1) + gone
+    size = best.abs().amax(0) + norms * table.spread + table.spread**2
+    error = (gone + 2.0**-22 * norms) * table.spread + norms * coarse.lost + coarse.bias_lost
+    error = 1.01 * (error + (table.width + 8) * 2.0**-23 * size + 2.0**-8 * best.abs().amax(0))
+    return Maxima(best, error, x @ table.mean - 0.5 * table.mean.square().sum())
+
+
+def _scan(columns: Tensor, words: Tensor, bias: Tensor) -> Tensor:
+    """The best score in every block of words. Shapes: columns E N, words V E -> blocks N.
 
     Scores stand words first, so that the maximum runs down whole rows of numbers.
     """
-    chunk, block, starts = _layout(table, len(x))
+    rows = columns.shape[1]
+    chunk, block, starts = _layout(words, rows)
     stride = chunk // block
-    columns = x.T.contiguous()
-    scores = x.new_empty(chunk, len(x))
-    best = x.new_empty(len(starts) * stride, len(x))
+    scores = columns.new_empty(chunk, rows)
+    best = columns.new_empty(len(starts) * stride, rows)
     for i, start in enumerate(starts):
         part = slice(start, start + chunk)
-        torch.addmm(table.bias[part, None], table.words[part], columns, out=scores)
+        torch.addmm(bias[part, None], words[part], columns, out=scores)
         places = best[i * stride : (i + 1) * stride]
-        torch.amax(scores.view(block, stride, len(x)), 0, out=places)
+        torch.amax(scores.view(block, stride, rows), 0, out=places)
     return best
 
 
-def _layout(table: WordTable, rows: int) -> tuple[int, int, list[int]]:
+def _layout(words: Tensor, rows: int) -> tuple[int, int, list[int]]:
     """Words in a chunk, words in a block, and where each chunk starts.
 
     The last chunk ends with the table and so overlaps the one before: no words need be added.
     """
-    block = _block(table)
-    scores = SCORES * (4 if table.width >= WIDE else 1)
+    block = _block(words)
+    scores = SCORES * (4 if words.shape[1] >= WIDE else 1)
     most = max(block, min(CHUNK, scores // max(1, rows)))
-    chunk = min(len(table), most) // block * block
-    starts = [*range(0, len(table) - chunk, chunk), len(table) - chunk]
+    chunk = min(len(words), most) // block * block
+    starts = [*range(0, len(words) - chunk, chunk), len(words) - chunk]
     return chunk, block, starts
 
 
-def _block(table: WordTable) -> int:
-    return min(8 if table.width >= WIDE else 16, len(table))
+def _block(words: Tensor) -> int:
+    return min(8 if words.shape[1] >= WIDE else 16, len(words))
 
 
-def words_of(blocks: Tensor, table: WordTable, rows: int) -> Tensor:
+def words_of(blocks: Tensor, words: Tensor, rows: int) -> Tensor:
     """The ids of the words of these blocks, of a scan of so many rows. Shapes: P -> P block."""
-    chunk, block, starts = _layout(table, rows)
+    chunk, block, starts = _layout(words, rows)
     stride = chunk // block
     first = torch.tensor(starts)[blocks // stride] + blocks % stride
     return first[:, None] + stride * torch.arange(block)
 
 
-def winners(x: Tensor, table: WordTable, error: Tensor, best: Tensor) -> Tensor:
-    """The nearest word of each row, from the maxima of a scan and their error. -> ids N."""
-    least, row, block = _blocks_in_reach(best, len(_layout(table, len(x))[2]), 2 * error)
-    found = [_contenders(x, table, least, *some) for some in slices(row, block, 16 * table.width)]
-    row, word = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return settle(x, table.words, row, word, table.radius)
+def winners(x: Tensor, table: WordTable, found: Maxima) -> Tensor:
+    """The nearest word of each row, from the maxima of a scan. -> ids N."""
+    row, block = _blocks_in_reach(found, len(_layout(table.words, len(x))[2]))
+    pieces = slices(row, block, 16 * table.width)
+    words = [words_of(some, table.words, len(x)) for _, some in pieces]
+    scores = [_scores(x, table, r, w) for (r, _), w in zip(pieces, words, strict=True)]
+    word, score = torch.cat(words), torch.cat(scores)
+    top = score.new_full((len(x),), -torch.inf).scatter_reduce(0, row, score.amax(1), "amax")
+    least = top - 2 * margin(torch.linalg.vector_norm(x, dim=1), table)
+    near, place = (score >= least[row, None]).nonzero(as_tuple=True)
+    return settle(x, table.words, row[near], word[near, place], table.radius)
 
 
-def _blocks_in_reach(best: Tensor, chunks: int, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The least score in reach of each row's best; rows and blocks of the maxima that are.
+def _blocks_in_reach(found: Maxima, chunks: int) -> tuple[Tensor, Tensor]:
+    """Rows and blocks of the maxima that lie within the error of their row's best.
 
     Whole chunks are ruled out first: to look through all maxima for a few costs more than a scan.
     """
+    best = found.best
     by_chunk = best.view(chunks, len(best) // chunks, best.shape[1])
     tops = by_chunk.amax(1)
-    least = tops.amax(0) - reach
+    least = tops.amax(0) - 2 * found.error
     chunk, row = (tops >= least).nonzero(as_tuple=True)
-    found, place = (by_chunk[chunk, :, row] >= least[row, None]).nonzero(as_tuple=True)
-    return least, row[found], chunk[found] * by_chunk.shape[1] + place
+    near, place = (by_chunk[chunk, :, row] >= least[row, None]).nonzero(as_tuple=True)
+    return row[near], chunk[near] * by_chunk.shape[1] + place
 
 
-def _contenders(
-    x: Tensor, table: WordTable, least: Tensor, row: Tensor, block: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Of the words of these blocks those within the error of their row's best: rows, words."""
-    words = words_of(block, table, len(x))
+def _scores(x: Tensor, table: WordTable, row: Tensor, words: Tensor) -> Tensor:
+    """Of some words for each of these rows, in float32. Shapes: words P block -> P block."""
     vectors = table.words.index_select(0, words.flatten()).view(*words.shape, table.width)
-    scores = torch.einsum("pke,pe->pk", vectors, x[row]) + table.bias[words]
-    near, place = (scores >= least[row, None]).nonzero(as_tuple=True)
-    return row[near], words[near, place]
+    return torch.einsum("pke,pe->pk", vectors, x[row]) + table.bias[words]

@@ -15,6 +15,8 @@ SLOTS = 1024  # rows on the list whose words are shared out; the others are look
 PIECES = 32  # programs to such a row
 ROUNDS = 4  # buckets scored exactly before a row is put on the list
 MEMORY = 1 << 24  # bytes of working memory, if one wave of programs needs no more
+KEPT = 16  # buckets of a row that are remembered
+PACKED = 3.2e-5  # of a score may be lost where its low bits name a tile: 2^-15
 TILES = 256  # of a split, that 8 bits can name
 
 
@@ -41,9 +43,51 @@ def nearest(x: Tensor, table: WordTable, step: Step | None = None) -> Tensor:
     wave = processors(x.device) * config.block_m
     row = 2 * table.halves.width + 8 * config.block_n // 8 * splits(len(x), table, config)
     rows = len(x) if step else max(1, MEMORY // (wave * row)) * wave
-    for part, out in zip(x.split(max(1, rows)), ids.split(max(1, rows)), strict=True):
-        _nearest(part, table, out, config, step)
+    if len(x):
+        for part, out in zip(x.split(rows), ids.split(rows), strict=True):
+            _nearest(part, table, out, config, step)
     return ids
+
+
+def search(x: Tensor, table: WordTable) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and what is worth remembering of each row: its best buckets of words.
+
+    Shapes: x N E -> ids N, words N K 8, ceilings N K+1: what no word of each of these buckets, and
+    at last what no word of all the others, scores above.
+    """
+    ids = torch.empty(len(x), dtype=torch.long, device=x.device)
+    config = config_for(table.halves.width, len(x), x.device)
+    found = _nearest(x.contiguous(), table, ids, config, None)
+    keep = min(KEPT, found.best.shape[1] - 1)
+    values, columns = found.best.topk(keep + 1, dim=1)
+    beyond = torch.maximum(values[:, keep], found.second.amax(1))
+    tops = torch.cat([values[:, :keep], beyond[:, None]], 1)
+    words = _words_of(values[:, :keep], columns[:, :keep], found.tiles_each, config)
+    return ids, words.clamp(max=len(table) - 1), _true_ceilings(x, tops, found.margins, table)
+
+
+def _words_of(packed: Tensor, column: Tensor, tiles_each: int, config: Config) -> Tensor:
+    """The ids of a bucket's words, as `bucket.scan` lays them out. Shapes: N K -> N K 8."""
+    columns = config.block_n // 8
+    tile = (packed.contiguous().view(torch.int32) & 255) + column // columns * tiles_each
+    within, place = column % columns, torch.arange(8, device=column.device)
+    slab = (within // (4 * config.across) * 4)[..., None] + place // 2
+    beside = within // 4 % config.across
+    offset = 8 * (config.across * slab + beside[..., None]) + (within % 4 * 2)[..., None]
+    return tile.long()[..., None] * config.block_n + offset + place % 2
+
+
+def _true_ceilings(x: Tensor, tops: Tensor, margins: Tensor, table: WordTable) -> Tensor:
+    """Scores of the scaled and centred half-precision table as scores of the table, rounded up.
+
+    x . e - ||e||^2 / 2 = (x - m) . (e - m) - ||e - m||^2 / 2 + x . m - ||m||^2 / 2.
+    """
+    high, wide, mean = tops.double(), x.double(), table.mean.double()
+    error = PACKED * high.abs() + 1.02 * margins.double()[:, None]
+    shift = wide @ mean - 0.5 * mean.square().sum()
+    terms = torch.linalg.vector_norm(wide, dim=1) * mean.norm() + mean.square().sum()
+    true = (high + error) / table.halves.scale**2 + (shift + 2**-40 * terms)[:, None]
+    return (true + true.abs() * 2**-22).float()
 
 
 def splits(rows: int, table: WordTable, config: Config) -> int:
@@ -93,11 +137,9 @@ def scan(x: Tensor, table: WordTable, config: Config) -> Scan:
     return Scan(best, second, margins, tiles_each)
 
 
-def _nearest(x: Tensor, table: WordTable, ids: Tensor, config: Config, step: Step | None) -> None:
+def _nearest(x: Tensor, table: WordTable, ids: Tensor, config: Config, step: Step | None) -> Scan:
     """Scan, decide, look again at the rows that were put on the list."""
     rows, width = x.shape
-    if not rows:
-        return
     found = scan(x, table, config)
     columns = found.best.shape[1]
     listed = torch.empty(rows, dtype=torch.int32, device=x.device)
@@ -122,6 +164,7 @@ def _nearest(x: Tensor, table: WordTable, ids: Tensor, config: Config, step: Ste
         x, table.words, listed, count, highs, lows, words, ids, *taken, width, SLOTS, PIECES,
         PIECES=PIECES, num_warps=1, **shared,
     )  # fmt: skip
+    return found
 
 
 def _no_step(x: Tensor) -> tuple[Tensor, Tensor, Tensor, float, float, float]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from cdlm.kernels import cpu
 from cdlm.kernels.exact import reference
 from cdlm.kernels.noise import noise
-from cdlm.kernels.words import Halves, WordTable, look_over
+from cdlm.kernels.words import Coarse, Halves, WordTable, look_over
 
 
 def nearest_token(x: Tensor, table: Tensor | WordTable) -> Tensor:
@@ -30,6 +30,20 @@ def nearest_token(x: Tensor, table: Tensor | WordTable) -> Tensor:
         return torch.ops.cdlm.nearest_word(x, *_flat(table))
     _check(x, table.shape[-1])
     return torch.ops.cdlm.nearest_token(x, table)
+
+
+def nearest_word(x: Tensor, table: Tensor | WordTable) -> Tensor:
+    """The vector of the word nearest to each vector, in x's type; NaN where a row is not finite.
+
+    Shapes: x ... E, table V E -> ... E.
+    """
+    words = table.words if isinstance(table, WordTable) else table
+    return vectors(x, words, nearest_token(x, table))
+
+
+def vectors(x: Tensor, words: Tensor, ids: Tensor) -> Tensor:
+    """The words of these ids in the place of x; NaN where x is not finite, since 0 NaN is NaN."""
+    return words[ids].to(x) + 0.0 * x
 
 
 def round_and_step(
@@ -63,13 +77,13 @@ def _check(x: Tensor, width: int) -> None:
         raise ValueError(f"the vectors are {x.shape[-1]} wide, the words {width}")
 
 
-# ------------------------------------------------------------- as torch knows them: tensors, numbers
+# ------------------------------------------------------------ as torch knows them: tensors, numbers
 
 
 @torch.library.custom_op("cdlm::nearest_token", mutates_args=())
 def _nearest_token(x: Tensor, table: Tensor) -> Tensor:
     if torch.float64 in (x.dtype, table.dtype):
-        return reference(x.flatten(0, -2), table).view(x.shape[:-1])
+        return reference(x.reshape(-1, x.shape[-1]), table).view(x.shape[:-1])
     return _find(x, look_over(table.detach().float().contiguous()))
 
 
@@ -98,7 +112,7 @@ def _round_and_step(
         return x_s.to(x_t.dtype), ids
     from cdlm.kernels import gpu
 
-    rows, now = x0_hat.flatten(0, -2), x_t.contiguous()
+    rows, now = x0_hat.reshape(-1, x0_hat.shape[-1]), x_t.contiguous()
     step = gpu.Step(now, torch.empty_like(now), seed, a, b, sigma)
     return step.x_s, gpu.nearest(rows, table, step).view(x_t.shape[:-1])
 
@@ -119,7 +133,7 @@ def _(x0_hat, x_t, tensors, numbers, a, b, sigma, seed):  # type: ignore[no-unty
 
 
 def _find(x: Tensor, table: WordTable) -> Tensor:
-    rows = x.detach().flatten(0, -2)
+    rows = x.detach().reshape(-1, x.shape[-1])
     if x.device.type == "cuda":
         from cdlm.kernels import gpu  # only where there is a GPU: Triton is slow to import
 
@@ -130,16 +144,29 @@ def _find(x: Tensor, table: WordTable) -> Tensor:
 def _flat(table: WordTable) -> tuple[list[Tensor], list[float]]:
     """The table as a torch operation can be given it."""
     tensors, numbers = [table.words, table.bias], [table.radius]
-    if table.words.device.type == "cuda":
+    if table.words.is_cuda:
         half = table.halves
         tensors += [table.mean, half.words, half.bias]
         numbers += [half.scale, half.spread, half.lost, half.constant]
+    elif table.coarse is not None:
+        tensors += [table.mean, table.coarse.words, table.coarse.bias]
+        numbers += [table.spread, table.coarse.lost, table.coarse.bias_lost]
     return tensors, numbers
 
 
 def _table(tensors: list[Tensor], numbers: list[float]) -> WordTable:
+    """The table again, with all that had been found out of it."""
     words, bias, *more = tensors
-    table = WordTable(words=words, bias=bias, radius=numbers[0])
-    if more:  # what is found out when asked for is known already
-        vars(table).update(mean=more[0], halves=Halves(*more[1:], *numbers[1:]))
+    radius, *rest = numbers
+    if not more:
+        return WordTable(words=words, bias=bias, radius=radius)
+    mean, *forms = more
+    if words.is_cuda:
+        table = WordTable(words=words, bias=bias, radius=radius)
+        vars(table).update(mean=mean, halves=Halves(*forms, *rest))  # type: ignore[arg-type]
+        return table
+    spread, *losses = rest
+    coarse = Coarse(*forms, *losses)  # type: ignore[arg-type]
+    table = WordTable(words=words, bias=bias, radius=radius, coarse=coarse)
+    vars(table).update(mean=mean, spread=spread)
     return table

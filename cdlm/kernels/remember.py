@@ -30,13 +30,13 @@ class Remember:
         self.table = table
         self.unchanged = 0  # rows whose token was the same in the last two calls
         self.scanned = 0  # rows that were scanned in the last call
-        self._ids: Tensor | None = None
+        self._ids = torch.empty(0, dtype=torch.long)
         self._seen = self._words = self._ceilings = table.bias  # of the last scan of each row
 
     def __call__(self, x: Tensor) -> Tensor:
         """The nearest words. Shapes: N E -> ids N, int64."""
         x = x.detach().float()
-        if self._ids is None or len(self._ids) != len(x):
+        if len(self._ids) != len(x):
             self._ids, self._words, self._ceilings = _search(x, self.table)
             self._seen = x.clone()
             self.unchanged, self.scanned = 0, len(x)

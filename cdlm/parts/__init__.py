@@ -140,12 +140,23 @@ BUILT_IN = {
         "similarity": "cdlm.parts.selections:Similarity",
     },
     "metric": {
-        "bleu": "cdlm.parts.metrics:Bleu",
-        "batch_bleu": "cdlm.parts.metrics:BatchBleu",
-        "rouge_l": "cdlm.parts.metrics:RougeL",
-        "cider_d": "cdlm.parts.metrics:CiderD",
-        "exact_match": "cdlm.parts.metrics:ExactMatch",
+        "bleu": "cdlm.parts.metrics.coco:Bleu",
+        "batch_bleu": "cdlm.parts.metrics.batch_bleu:BatchBleu",
+        "meteor": "cdlm.parts.metrics.coco:Meteor",
+        "rouge_l": "cdlm.parts.metrics.coco:RougeL",
+        "cider_d": "cdlm.parts.metrics.coco:CiderD",
+        "spice": "cdlm.parts.metrics.coco:Spice",
+        "clip_score": "cdlm.parts.metrics.similarity:ClipScore",
+        "image_similarity": "cdlm.parts.metrics.similarity:ImageSimilarity",
+        "exact_match": "cdlm.parts.metrics.text:ExactMatch",
+        "diversity": "cdlm.parts.metrics.text:Diversity",
+        "novelty": "cdlm.parts.metrics.text:Novelty",
+        "repetition": "cdlm.parts.metrics.text:Repetition",
+        "caption_length": "cdlm.parts.metrics.text:CaptionLength",
         "true_caption": "cdlm.parts.datasets.shapes.dataset:TrueCaption",
+    },
+    "launcher": {
+        "local": "cdlm.parts.launchers:Local",
     },
 }
 

@@ -28,6 +28,9 @@ class ImageTokens(nn.Module):
         self.withheld = nn.Parameter(torch.zeros(dims.image_tokens, dims.hidden))
 
     def forward(self, condition: Condition) -> Tensor:
+        return condition.once(self, condition.features, lambda: self._tokens(condition))
+
+    def _tokens(self, condition: Condition) -> Tensor:
         tokens = self.project(self.norm(condition.features))
         return torch.where(condition.keep[:, None, None], tokens, self.withheld.to(tokens.dtype))
 
@@ -204,11 +207,14 @@ class FeatureElementwise(nn.Module):
         self.withheld = nn.Parameter(torch.zeros(dims.length, dims.hidden))
 
     def forward(self, stream: Stream, condition: Condition) -> Stream:
-        added = self.project(self.norm(condition.features).mean(1))
-        added = added.unflatten(1, self.withheld.shape)
-        added = torch.where(condition.keep[:, None, None], added, self.withheld.to(added.dtype))
+        added = condition.once(self, condition.features, lambda: self._added(condition))
         before, behind = stream.text.start, stream.h.shape[1] - stream.text.stop
         return replace(stream, h=stream.h + F.pad(added, (0, 0, before, behind)))
+
+    def _added(self, condition: Condition) -> Tensor:
+        added = self.project(self.norm(condition.features).mean(1))
+        added = added.unflatten(1, self.withheld.shape)
+        return torch.where(condition.keep[:, None, None], added, self.withheld.to(added.dtype))
 
 
 class FeatureNorm(nn.Module):

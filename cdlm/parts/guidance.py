@@ -43,6 +43,8 @@ class Scale(nn.Module):
     Raises ValueError for a window without any time in it.
     """
 
+    afterwards: ClassVar[set[str]] = {"scale", "least_t", "most_t"}
+
     def __init__(
         self,
         *,
@@ -158,6 +160,7 @@ class Classifier(nn.Module):
 
     needs: ClassVar[set[str]] = {"x0", "match_loss"}
     provides: ClassVar[set[str]] = {"match_head"}
+    afterwards: ClassVar[set[str]] = {"scale"}
 
     def __init__(
         self,

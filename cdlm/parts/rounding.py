@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from cdlm.kernels.nearest import nearest_token
 from cdlm.protocols import Embedding
 from cdlm.values import Fraction
 
@@ -18,7 +18,9 @@ class Free:
     Shapes: B L E.
     """
 
-    def __call__(self, x0_hat: Tensor, t: float, embedding: Embedding) -> Tensor:
+    def __call__(
+        self, x0_hat: Tensor, t: float, embedding: Embedding, nearest: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         return x0_hat
 
 
@@ -32,11 +34,10 @@ class Clamp:
 
     below: Fraction = 1.0  # only at times up to this; 1: at every step
 
-    def __call__(self, x0_hat: Tensor, t: float, embedding: Embedding) -> Tensor:
-        if t > self.below:
-            return x0_hat
-        table = embedding.table()
-        return table[nearest_token(x0_hat.flatten(0, 1), table)].view_as(x0_hat)
+    def __call__(
+        self, x0_hat: Tensor, t: float, embedding: Embedding, nearest: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        return x0_hat if t > self.below else nearest(x0_hat)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,9 @@ class Soft:
 
     below: Fraction = 1.0  # only at times up to this; 1: at every step
 
-    def __call__(self, x0_hat: Tensor, t: float, embedding: Embedding) -> Tensor:
+    def __call__(
+        self, x0_hat: Tensor, t: float, embedding: Embedding, nearest: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         if t > self.below:
             return x0_hat
         return embedding.logits(x0_hat).softmax(-1) @ embedding.table()

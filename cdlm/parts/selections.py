@@ -58,7 +58,7 @@ class Mbr:
         self, candidates: list[list[str]], features: Tensor, encoder: Encoder
     ) -> list[int]:
         utility: Callable[[Words, Words], float]
-        utility = cider if self.by == "cider" else lambda one, other: sentence_bleu(one, [other])
+        utility = cider if self.by == "cider" else _bleu
         return [_best(texts, _mean_utilities(texts, utility)) for texts in candidates]
 
 
@@ -90,6 +90,18 @@ class Similarity:
             near = rows[[places[text] for text in texts]] @ image
             chosen.append(_best(texts, near.tolist()))
         return chosen
+
+
+def agreement(texts: Sequence[str]) -> list[float]:
+    """How far each text says what the others say: its mean sentence BLEU-4 against them, 0 to 1.
+
+    By this `mbr` chooses, with by = "bleu". 0 where there are no others.
+    """
+    return _mean_utilities(texts, _bleu)
+
+
+def _bleu(words: Words, other: Words) -> float:
+    return sentence_bleu(words, [other])
 
 
 def _best(texts: Sequence[str], values: Sequence[float]) -> int:

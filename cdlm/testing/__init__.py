@@ -14,6 +14,7 @@ on a component of your own making where the registry's is not what you want to c
     process   embedding, schedule, noise, timesteps, target, variance, loss
     network   conditioning, denoiser, self_conditioning, guidance
     sampling  rounding, grid, sampler, constraint, selection
+    studies   launcher
     whole     a tiny captioner around any component: it trains and it samples
 
 `examples` holds the small inputs that they use (`DIMS` is what a component gets as `dims`);

@@ -14,7 +14,7 @@ from cdlm.compose import make
 from cdlm.errors import CdlmError, nearest
 from cdlm.recipe import Choice
 from cdlm.registry import KINDS
-from cdlm.testing import data, flow, network, process, sampling, whole
+from cdlm.testing import data, flow, network, process, sampling, studies, whole
 from cdlm.testing.examples import CAPTIONS, DIMS
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def laws(kind: str) -> dict[str, Law]:
     prefix = f"check_{kind}_"
     found: dict[str, Law] = {
         name.removeprefix(prefix): law
-        for module in (data, flow, process, network, sampling)
+        for module in (data, flow, process, network, sampling, studies)
         for name, law in vars(module).items()
         if name.startswith(prefix)
     }

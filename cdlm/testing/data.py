@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -321,13 +322,28 @@ def check_metric_gives_finite_numbers(metric: Metric) -> None:
 def check_metric_ignores_the_order(metric: Metric) -> None:
     """The order of the images, and of an image's references, changes no value."""
     given = answers()
-    turned = Answers(
+    features = given.features
+    turned = replace(
+        given,
         image_ids=given.image_ids[::-1],
         captions=given.captions[::-1],
         references=[texts[::-1] for texts in given.references[::-1]],
         truths=given.truths[::-1],
+        features=features and (lambda encoder: features(encoder).flip(0)),
     )
     _must_agree(metric(turned), metric(given))
+
+
+def check_metric_tally_adds_up(metric: Metric) -> None:
+    """Where each image has its tally, the scores are those of the sum, and of sums in a batch."""
+    given = answers()
+    tally = metric.tally(given)
+    if tally is not None:
+        assert len(tally.rows) == len(given.captions), f"{len(tally.rows)} rows"
+        total, found = tally.rows.sum(0), metric(given)
+        _must_agree(tally.total(), found)
+        both = tally.score(np.stack([total, 2 * total]))
+        assert {name: values.shape for name, values in both.items()} == dict.fromkeys(found, (2,))
 
 
 def check_metric_marks_each_caption(metric: Metric) -> None:
@@ -353,8 +369,11 @@ def _shifted(items: list[str]) -> list[str]:
 
 
 def _first(given: Answers, count: int) -> Answers:
-    fields: dict[str, Any] = {name: value[:count] for name, value in vars(given).items()}
-    return Answers(**fields)
+    fields: dict[str, Any] = {
+        name: value[:count] for name, value in vars(given).items() if isinstance(value, list)
+    }
+    features = given.features
+    return replace(given, **fields, features=features and (lambda it: features(it)[:count]))
 
 
 def _must_agree(one: dict[str, float], two: dict[str, float]) -> None:

@@ -153,6 +153,8 @@ def answers() -> Answers:
         captions=[*said, ""],
         references=[texts[:3] for texts in right],
         truths=split.truths,
+        features=lambda encoder: encoder.encode(split.images(range(len(split.ids)))),
+        training=lambda: [texts[0] for texts in right[:3]],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from cdlm.errors import CdlmError
+from cdlm.kernels import nearest_word
 from cdlm.parts.tokenizers import Bpe, Words
 from cdlm.protocols import (
     Constraint,
@@ -42,27 +44,30 @@ def _estimate() -> Tensor:
 def check_rounding_counts_each_caption_alone(rounding: Rounding) -> None:
     """B L E in and out, of one type; no caption depends on the rest of the batch."""
     x, embedding = _estimate(), Codes()
+    nearest = partial(nearest_word, table=embedding.table())
     for t in TIMES:
-        out = rounding(x, t, embedding)
+        out = rounding(x, t, embedding, nearest)
         assert out.shape == x.shape and out.dtype == x.dtype, f"{out.dtype} {tuple(out.shape)}"
-        assert_close(rounding(x[SOME], t, embedding), out[SOME], rtol=1e-5, atol=1e-5)
+        assert_close(rounding(x[SOME], t, embedding, nearest), out[SOME], rtol=1e-5, atol=1e-5)
 
 
 def check_rounding_keeps_words(rounding: Rounding) -> None:
     """Whoever stands on a word stays nearest to that word, at every time."""
     embedding = Codes()
     words = embedding.table()[None].detach()
+    nearest = partial(nearest_word, table=words[0])
     for t in TIMES:
-        out = rounding(words, t, embedding)
-        nearest = torch.cdist(out, words).argmin(-1)[0]
-        assert torch.equal(nearest, torch.arange(DIMS.vocab)), "it turns a word into another"
+        out = rounding(words, t, embedding, nearest)
+        found = torch.cdist(out, words).argmin(-1)[0]
+        assert torch.equal(found, torch.arange(DIMS.vocab)), "it turns a word into another"
 
 
 def check_rounding_repeats_and_writes_nothing(rounding: Rounding) -> None:
     """Twice the same, and its inputs stand as before."""
     x, embedding = _estimate(), Codes()
     old, table = x.clone(), embedding.table().clone()
-    one, two = (rounding(x, 0.3, embedding) for _ in range(2))
+    nearest = partial(nearest_word, table=table)
+    one, two = (rounding(x, 0.3, embedding, nearest) for _ in range(2))
     assert torch.equal(one, two), "two calls differ"
     assert torch.equal(x, old), "it writes into the estimate"
     assert torch.equal(embedding.table(), table), "it writes into the embedding"

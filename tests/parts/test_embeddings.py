@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers import DistilBertConfig, DistilBertModel
 
 from cdlm.errors import CdlmError
-from cdlm.kernels.nearest import nearest_token
+from cdlm.kernels import nearest_token
 from cdlm.parts.embeddings import Bits, Learned, Pretrained
 from cdlm.testing.examples import DIMS
 

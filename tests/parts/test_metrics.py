@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
 import shutil
 import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from cdlm.errors import DataError
-from cdlm.parts.metrics import (
-    PUNCTUATION,
-    BatchBleu,
-    Bleu,
-    CiderD,
-    ExactMatch,
-    RougeL,
-    _bleu_4,
-    tokenize,
-)
+from cdlm.errors import CdlmError, DataError, Unavailable
+from cdlm.parts.metrics import coco, common, java, similarity, tokens
+from cdlm.parts.metrics.batch_bleu import BatchBleu, _bleu_4
+from cdlm.parts.metrics.coco import METEOR, Bleu, CiderD, Meteor, RougeL, Spice
+from cdlm.parts.metrics.similarity import ClipScore, ImageSimilarity
+from cdlm.parts.metrics.text import CaptionLength, Diversity, ExactMatch, Novelty, Repetition
+from cdlm.parts.metrics.tokens import PUNCTUATION, joined, tokenize
 from cdlm.protocols import Metric
 from cdlm.records import Answers
 
@@ -126,6 +130,149 @@ def test_tokens_equal_those_of_the_stanford_tokenizer(tmp_path: Path) -> None:
     lines = done.stdout.decode("utf-8").split("\n")
     theirs = [[t for t in line.split() if t not in ptb.PUNCTUATIONS] for line in lines]
     assert list(map(tokenize, HARD)) == theirs[: len(HARD)]
+
+
+@pytest.fixture
+def no_java(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine without Java."""
+    monkeypatch.setattr(java, "lacking", lambda *files: "Java is not installed")
+    tokens._stanford.cache_clear()
+    yield
+    tokens._stanford.cache_clear()
+
+
+def test_scores_have_the_tokens_of_the_original_where_java_is() -> None:
+    if java.lacking(tokens.JAR):
+        pytest.skip("needs Java and the jar that pycocoevalcap ships")
+    assert tokens.engine() == "PTB tokenizer 3.4.1"
+    odd = ["tel. 555-1234 ext. 5", "a 3rd a.m. train"]  # where ours is only near
+    assert joined([*HARD, *odd])[: len(HARD)] == [" ".join(tokenize(text)) for text in HARD]
+
+
+def test_without_java_scores_have_our_tokens_and_say_so(no_java: None) -> None:
+    assert tokens.engine() == "cdlm's tokenizer"
+    assert joined(HARD) == [" ".join(tokenize(text)) for text in HARD]
+
+
+@pytest.mark.parametrize("broken", ["fails", "loses count"])
+def test_a_tokenizer_that_fails_is_replaced_with_a_warning(
+    broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def output(*given: object) -> bytes:
+        if broken == "fails":
+            raise java.JavaFailed("no answer within 1 s")
+        return b"a dog"
+
+    monkeypatch.setattr(java, "lacking", lambda *files: "")
+    monkeypatch.setattr(java, "output", output)
+    tokens._stanford.cache_clear()
+    assert joined(["A dog.", "A cat!"]) == ["a dog", "a cat"]
+    assert "cdlm's own is used" in caplog.text
+    tokens._stanford.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "separator", ["\r", "\r\n", "\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028"]
+)
+def test_a_separator_moves_no_caption_to_another_image(separator: str) -> None:
+    """The trap of coco-caption itself: one line too many, and all that follows is shifted."""
+    assert joined([f"a dog{separator}runs", "a cat"]) == ["a dog runs", "a cat"]
+
+
+def test_what_has_no_bytes_stops_no_tokenizer() -> None:
+    assert joined(["a \ud800dog", "", "a cat"]) == ["a dog", "", "a cat"]
+
+
+# ----------------------------------------------------------------------------------- Java programs
+
+
+def test_a_program_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(java, "JAVA", ("sleep",))
+    with pytest.raises(java.JavaFailed, match="no answer within"):
+        java.output(["60"], b"", 0.1)
+    program = java.Companion(["60"])
+    with pytest.raises(java.JavaFailed, match="gave no answer within"):
+        program.ask("a dog", 0.1)
+    assert program._process.returncode is not None  # gone, and waited for: no zombie
+    with pytest.raises(java.JavaFailed):  # and later questions fail at once
+        program.ask("a dog", 60)
+
+
+def test_a_program_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(java, "JAVA", ("sh",))
+    with pytest.raises(java.JavaFailed, match="exit code 3: no room"):
+        java.output(["-c", "echo no room >&2; exit 3"], b"", 10)
+    monkeypatch.setattr(java, "JAVA", ("no-such-program",))
+    with pytest.raises(java.JavaFailed, match="No such file"):
+        java.output([], b"", 10)
+    with pytest.raises(java.JavaFailed, match="No such file"):
+        java.Companion([])
+
+
+def test_a_program_that_is_kept_answers_line_by_line_and_ends_with_us(tmp_path: Path) -> None:
+    """Also where we are killed: its input ends, and so does it."""
+    script = (
+        "from cdlm.parts.metrics import java\n"
+        "java.JAVA = ('cat',)\n"
+        "it = java.companion()\n"
+        "assert it.ask('é', 9) == 'é' and java.companion() is it\n"
+        "print(it._process.pid, flush=True)\n"
+    )
+    for end in ("", "import os; os.kill(os.getpid(), 9)"):
+        done = subprocess.run([sys.executable, "-c", script + end], capture_output=True, timeout=60)
+        process = Path("/proc", done.stdout.decode().strip())
+        for _ in range(50):
+            if not process.exists():
+                break
+            time.sleep(0.1)
+        assert done.stdout and not process.exists()
+
+
+def test_without_java_meteor_and_spice_are_not_there(no_java: None) -> None:
+    for metric, name in ((Meteor(), "meteor"), (Spice(), "spice")):
+        with pytest.raises(Unavailable, match="Java is not installed") as why:
+            metric(answers(CAPTIONS, REFERENCES))
+        assert why.value.scores == [name]
+
+
+def test_meteor_that_breaks_off_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: str) -> java.Companion:
+        raise java.JavaFailed("exit code 1: no memory")
+
+    monkeypatch.setattr(java, "lacking", lambda *files: "")
+    monkeypatch.setattr(java, "companion", fails)
+    with pytest.raises(Unavailable, match="the program failed: exit code 1: no memory"):
+        Meteor()(answers(["words of no other test"], [["any"]]))
+
+
+def test_meteor_equals_its_own_program_on_a_corpus() -> None:
+    """The program sums counts in its own way: one of the captions is a reference, whole."""
+    if java.lacking(METEOR):
+        pytest.skip("needs Java and the jar that pycocoevalcap ships")
+    given = answers([*CAPTIONS, "", "a running man |||"], [*REFERENCES, ["x"], ["a man runs"]])
+    rows = [coco._meteor_counts(c, tuple(refs)) for c, refs in common.pairs(given)]
+    counts = [" ".join(map(str, row)) for row in rows]
+    program = java.companion("-Xmx2G", "-jar", str(METEOR), "-", "-", "-stdio", "-l", "en", "-norm")
+    program.ask(" ||| ".join(("EVAL", *counts)), 60)
+    lines = [program._process.stdout.readline() for _ in rows]  # type: ignore[union-attr]
+    assert Meteor()(given)["meteor"] == pytest.approx(float(lines[-1]), rel=1e-12)
+
+
+def test_spice_is_the_mean_of_what_its_program_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def output(command: list[str], given: bytes, seconds: float) -> bytes:
+        asked, told = Path(command[3]), Path(command[5])
+        rows = json.loads(asked.read_text())
+        assert rows[0]["test"] == CAPTIONS[0] and len(rows[1]["refs"]) == 3
+        found = [{"image_id": i, "scores": {"All": {"f": 0.1 * i}}} for i in range(len(rows))]
+        told.write_text(json.dumps(found[::-1]))
+        return b""
+
+    monkeypatch.setattr(common, "joined", lambda texts: list(texts))
+    monkeypatch.setattr(java, "lacking", lambda *files: "")
+    monkeypatch.setattr(java, "output", output)
+    given = answers(CAPTIONS, REFERENCES)
+    assert Spice()(given) == {"spice": pytest.approx(0.2)}
+    assert Spice().tally(given).rows[:, 0].tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
 # ------------------------------------------------------------------------------- against the field
@@ -235,6 +382,143 @@ def test_own_references_match_exactly() -> None:
     own = [references[-1].upper() + " ." for references in REFERENCES]
     assert ExactMatch()(answers(own, REFERENCES)) == {"exact_match": 1.0}
     assert ExactMatch()(answers(["x", *own[1:]], REFERENCES)) == {"exact_match": 0.8}
+
+
+# ------------------------------------------------------------------------------- captions alone
+
+
+def test_diversity_counts_what_is_different() -> None:
+    """Four of eight words differ, three of five pairs: a dog, dog runs, a cat."""
+    got = Diversity()(answers(["A dog runs.", "a dog runs", "a cat"], [["x"]] * 3))
+    assert (got["distinct_1"], got["distinct_2"]) == (4 / 8, 3 / 5)
+    assert (got["vocabulary"], got["unique_captions"]) == (4, 2 / 3)
+    assert Diversity()(answers([""], [["x"]]))["distinct_2"] == 0
+
+
+def plain_self_bleu(rows: list[list[str]]) -> float:
+    """Self-BLEU by its definition, every caption against all the others."""
+    scores = []
+    for i, row in enumerate(rows):
+        others = [it for j, it in enumerate(rows) if j != i]
+        logs = 0.0
+        for n in range(1, 5):
+            grams = [Counter(zip(*(it[k:] for k in range(n)), strict=False)) for it in others]
+            most = Counter({key: max(it[key] for it in grams) for it in grams for key in it})
+            said = Counter(zip(*(row[k:] for k in range(n)), strict=False))
+            hits = (said & most).total()
+            if n == 1 and not hits:
+                break
+            logs += math.log((hits or 0.1) / max(said.total(), 1)) / 4
+        else:
+            near = min((abs(len(it) - len(row)), len(it)) for it in others)[1]
+            scores.append(min(1, math.exp(1 - near / len(row))) * math.exp(logs))
+    return sum(scores) / len(rows)
+
+
+def test_self_bleu_is_each_caption_against_all_others() -> None:
+    rng = random.Random(0)
+    for _ in range(20):
+        rows = [rng.choices("abcde", k=rng.randint(1, 9)) for _ in range(rng.randint(2, 9))]
+        got = Diversity()(answers([" ".join(f"w{it}" for it in row) for row in rows], [["x"]] * 9))
+        assert got["self_bleu_4"] == pytest.approx(plain_self_bleu(rows), abs=1e-12)
+    same = Diversity()(answers(["a dog runs on grass"] * 3, [["x"]] * 3))
+    assert same["self_bleu_4"] == pytest.approx(1)
+    assert Diversity()(answers(["a dog"], [["x"]]))["self_bleu_4"] == 0
+
+
+def test_novelty_is_what_training_does_not_say() -> None:
+    """Sequences of four: 1 of 2 is new, then none of none, then 0 of 1."""
+    given = answers(["a dog runs on sand", "a dog", "A dog runs on!"], [["x"]] * 3)
+    known = replace(given, training=lambda: ["A dog.", "a dog runs on grass"])
+    got = Novelty()(known)
+    assert got == {"novel_captions": pytest.approx(2 / 3), "novel_4grams": pytest.approx(1 / 3)}
+    with pytest.raises(Unavailable, match="not known here"):
+        Novelty()(given)
+
+    def lost() -> Sequence[str]:
+        raise DataError("data: no such folder\n    say where it is")
+
+    with pytest.raises(Unavailable, match="data: no such folder") as why:
+        Novelty()(replace(given, training=lost))
+    assert why.value.why == "data: no such folder"
+
+
+def test_repetition_counts_pairs_said_again_and_doubled_words() -> None:
+    """a-a a-a a-dog: one of three again; a-dog dog-and and-a a-dog: one of four; none of none."""
+    got = Repetition()(answers(["a a a dog", "a dog and a dog", "snow"], [["x"]] * 3))
+    assert got == {"repeated_bigrams": pytest.approx(2 / 7), "doubled_words": pytest.approx(1 / 3)}
+
+
+def test_length_stands_beside_that_of_the_references() -> None:
+    got = CaptionLength()(answers(["a dog.", "..."], [["a b c", "a"], ["one two"]]))
+    assert got == {"words": 1.0, "reference_words": 2.0, "empty_captions": 0.5}
+
+
+# -------------------------------------------------------------------------------- against images
+
+
+class Reader:
+    """An encoder whose vectors are known: of texts by their last word, of images one each."""
+
+    def __init__(self, images: list[list[float]], words: dict[str, list[float]]):
+        self.images, self.words, self.read = torch.tensor(images)[:, None], words, list[str]()
+
+    def encode(self, images: object) -> torch.Tensor:
+        return self.images
+
+    def texts(self, captions: Sequence[str]) -> torch.Tensor:
+        self.read += captions
+        return torch.tensor([self.words[text.split()[-1]] for text in captions])[:, None]
+
+
+def seen(captions: list[str], references: list[list[str]]) -> Answers:
+    return replace(answers(captions, references), features=lambda it: it.encode(None))
+
+
+READER = {"dog": [3.0, 4.0], "cat": [0.0, 2.0], "sky": [-1.0, 0.0], "sea": [1.0, 0.0]}
+
+
+def test_clip_score_and_its_form_with_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cos 0.6: 2.5 x 0.6 = 1.5, with the best reference 0.8: 2 x 1.5 x 0.8 / 2.3; cos < 0: 0."""
+    reader = Reader([[5.0, 0.0], [1.0, 0.0]], READER)
+    monkeypatch.setattr(similarity, "_openai", lambda: reader)
+    got = ClipScore()(seen(["a dog", "the sky"], [["a sky", "a cat"], ["a sky"]]))
+    assert got["clip_score"] == pytest.approx(1.5 / 2)
+    assert got["ref_clip_score"] == pytest.approx(2 * 1.5 * 0.8 / 2.3 / 2)
+    assert reader.read[0] == "A photo depicts a dog"
+    assert all(text.startswith("A photo depicts ") for text in reader.read)
+
+
+def test_clip_score_asks_for_the_one_encoder_that_it_is_defined_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Encoder:
+        def __init__(self, **options: Any):
+            asked.append(options)
+
+        def identity(self) -> None:
+            raise CdlmError("the weights can't be downloaded\n    and more")
+
+    monkeypatch.setattr(similarity, "OpenClip", Encoder)
+    similarity._why_not.cache_clear()
+    for _ in range(2):  # the second time without another try: it may take minutes
+        with pytest.raises(Unavailable, match="weights can't be downloaded") as why:
+            ClipScore()(seen(["a dog"], [["a cat"]]))
+        assert why.value.scores == ["clip_score", "ref_clip_score"]
+        assert "and more" not in why.value.why
+    assert asked == [{"model": "ViT-B-32", "pretrained": "openai"}]
+    similarity._why_not.cache_clear()
+
+
+def test_image_similarity_is_a_plain_cosine_under_its_own_name() -> None:
+    reader = Reader([[5.0, 0.0], [1.0, 0.0]], READER)
+    given = seen(["a dog", "the sky"], [["x"], ["x"]])
+    assert ImageSimilarity(encoder=reader)(given) == {"image_similarity": pytest.approx(-0.2)}
+    assert reader.read == ["a dog", "the sky"]
+    with pytest.raises(Unavailable, match="no images"):
+        ImageSimilarity(encoder=reader)(answers(["a dog"], [["x"]]))
 
 
 # ------------------------------------------------------------------------------------------- laws

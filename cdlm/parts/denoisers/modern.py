@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cdlm.errors import CdlmError
 from cdlm.parts.denoisers import require_equal_heads
-from cdlm.records import Dims, Stream
+from cdlm.records import Dims, Once, Stream
 from cdlm.values import Positive, Share
 
 
@@ -57,7 +57,7 @@ class Modern(nn.Module):
     def forward(self, stream: Stream) -> Tensor:
         h, mask = stream.h, stream.mask[:, None, None, :]
         for layer in self.layers:
-            h = layer(h, mask, stream.time, stream.context, (self.cos, self.sin))
+            h = layer(h, mask, stream, (self.cos, self.sin))
         return self.norm(h, stream.time)[0]
 
 
@@ -99,16 +99,15 @@ class _Layer(nn.Module):
         self,
         h: Tensor,
         mask: Tensor,
-        time: Tensor | None,
-        context: Tensor | None,
+        stream: Stream,
         turns: tuple[Tensor, Tensor],
     ) -> Tensor:
-        normed, gate = self.norm_attention(h, time)
+        normed, gate = self.norm_attention(h, stream.time)
         h = h + gate * self.dropout(self._attend(normed, mask, turns))
         if self.cross is not None:
-            assert context is not None, "the conditioning writes context, by dims.written"
-            h = h + self.dropout(self.cross(h, context))
-        normed, gate = self.norm_mlp(h, time)
+            assert stream.context is not None, "the conditioning writes context, by dims.written"
+            h = h + self.dropout(self.cross(h, stream.context, stream.once))
+        normed, gate = self.norm_mlp(h, stream.time)
         gated, inner = self.up(normed).chunk(2, -1)
         return h + gate * self.dropout(self.down(F.silu(gated) * inner))
 
@@ -130,11 +129,14 @@ class _Cross(nn.Module):
         self.mix = nn.Linear(hidden, hidden, bias=False)
         nn.init.zeros_(self.mix.weight)
 
-    def forward(self, h: Tensor, context: Tensor) -> Tensor:
+    def forward(self, h: Tensor, context: Tensor, once: Once) -> Tensor:
         normed = F.rms_norm(h, h.shape[-1:]) * (1 + self.scale)
         q = _split(self.q(normed), self.heads)
-        k, v = (_split(x, self.heads) for x in self.kv(context.to(h.dtype)).chunk(2, -1))
+        k, v = once(self, context, lambda: self._keys_and_values(context.to(h.dtype)))
         return self.mix(_joined(F.scaled_dot_product_attention(q, k, v)))
+
+    def _keys_and_values(self, context: Tensor) -> list[Tensor]:
+        return [_split(x, self.heads) for x in self.kv(context).chunk(2, -1)]
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

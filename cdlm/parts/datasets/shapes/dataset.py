@@ -17,7 +17,8 @@ from cdlm.errors import DataError, nearest
 from cdlm.parts.datasets.shapes import drawing, scenes
 from cdlm.parts.datasets.shapes.language import is_true, say, wordings
 from cdlm.parts.datasets.shapes.scenes import Codes, Scene, arrange, sample_codes
-from cdlm.records import Answers
+from cdlm.parts.metrics.common import mean
+from cdlm.records import Answers, Tally
 from cdlm.values import Positive
 
 SPLITS = ("train", "val", "test")
@@ -95,7 +96,11 @@ class TrueCaption:
     needs: ClassVar[set[str]] = {"scenes"}
 
     def __call__(self, answers: Answers) -> dict[str, float]:
-        return {"true_caption": sum(self.marks(answers)) / len(answers.captions)}
+        return self.tally(answers).total()
+
+    def tally(self, answers: Answers) -> Tally:
+        """Each caption's verdict."""
+        return mean({"true_caption": self.marks(answers)})
 
     def marks(self, answers: Answers) -> list[bool]:
         """Each caption's own verdict."""

@@ -1,0 +1,149 @@
+"""Masked diffusion: words are hidden one after the other, and the network says which they were."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from cdlm.network import guided, withhold
+from cdlm.parts.lengths import Predicted
+from cdlm.records import Batch, Condition, Dims, Once, State
+from cdlm.sample import forbidden
+from cdlm.values import NonNegative, Positive
+
+if TYPE_CHECKING:
+    from cdlm.compose import Parts
+
+
+class Masked(nn.Module):
+    """Words are hidden instead of blurred; at t a word is still there with probability alpha(t).
+
+    Loss, in nats a position: w(t) sum_l -log p(word_l | what is left) / L over the hidden l,
+    w = -alpha'(t) / (1 - alpha(t)), which is 1 / t for alpha = 1 - t. Its mean over t bounds the
+    negative log-likelihood of the caption, and is equal to it for a network that knows p.
+    Sampling begins with everything hidden. From t to s a word is shown with probability
+    (alpha(s) - alpha(t)) / (1 - alpha(t)), and once shown it stays ("random"); or as many as that
+    gives on average are shown, where the network is surest ("confidence").
+    No word is "hidden", and what is there is never predicted (SUBS). A recipe's `length` says how
+    long captions are; `predicted` is taught here, by a term `length`.
+    Shapes: states are ids B L, hidden ones V.
+    Source: Sahoo et al. 2024 (MDLM), eq. 10 and section 3.2; Zhu et al. 2022 (DDCap), section 3.3
+    (best first, length head, and `heard`, its concentrated attention).
+    """
+
+    provides: ClassVar[set[str]] = {"times", "length_loss"}
+    without: ClassVar[set[str]] = {
+        "schedule", "noise", "target", "self_conditioning", "variance", "loss", "rounding", "grid",
+        "sampler",
+    }  # fmt: skip
+    afterwards: ClassVar[set[str]] = {"steps", "order", "temperature"}
+
+    def __init__(
+        self,
+        *,
+        steps: Positive = 20,  # of sampling, unless the caller asks for another number
+        order: Literal["random", "confidence"] = "random",  # which words are shown first
+        temperature: NonNegative = 1.0,  # of the drawn words; 0: always the likeliest
+        alpha: Literal["linear", "cosine"] = "linear",  # 1 - t, or 1 - sin(pi t / 2)
+        heard: Literal["all", "shown"] = "all",  # by every place: hidden places too, or not
+        dims: Dims,
+    ):
+        super().__init__()
+        self.steps, self.order, self.temperature, self.alpha = steps, order, temperature, alpha
+        self.heard = heard
+        self.hidden = nn.Parameter(0.02 * torch.randn(dims.width))  # stands for a hidden word
+        self.vocab = dims.vocab
+
+    # ------------------------------------------------------------------------------ the way there
+
+    def loss(self, parts: Parts, batch: Batch, rng: Generator) -> dict[str, Tensor]:
+        mask = parts.length.mask(batch)
+        condition = withhold(batch, parts.guidance.drop, rng)
+        t, weight = parts.timesteps(len(mask), rng)
+        draw = torch.rand(mask.shape, generator=rng, device=mask.device)
+        hidden = mask & (draw >= self.left(t)[:, None])
+        ids = batch.ids.masked_fill(hidden, self.vocab)
+        scores = self.log_shares(parts, ids, t, condition, mask)
+        missed = -scores.gather(2, batch.ids[..., None])[..., 0].where(hidden, 0.0)
+        nelbo = self.rate(t) * missed.sum(1) / mask.sum(1)
+        parts.timesteps.observe(t, nelbo.detach())
+        terms = {"nelbo": (weight * nelbo).mean()}
+        if isinstance(parts.length, Predicted):
+            places = parts.length.logits(condition)
+            terms["length"] = F.cross_entropy(places, batch.mask.sum(1) - 1)
+        return terms
+
+    def left(self, t: Tensor) -> Tensor:
+        """alpha: the share of words that are not hidden at t."""
+        return 1 - t if self.alpha == "linear" else 1 - (t * math.pi / 2).sin()
+
+    def rate(self, t: Tensor) -> Tensor:
+        """-alpha' / (1 - alpha): how fast hidden words are shown, going back from t."""
+        if self.alpha == "linear":
+            return 1 / t
+        angle = t * math.pi / 2
+        return math.pi / 2 * angle.cos() / angle.sin()
+
+    def log_shares(
+        self, parts: Parts, ids: Tensor, t: Tensor, condition: Condition, mask: Tensor
+    ) -> Tensor:
+        """log p of every word at every place, given those that are not hidden. -> B L V."""
+        hidden = ids == self.vocab
+        x = parts.embedding(ids.masked_fill(hidden, parts.tokenizer.pad))
+        x = torch.where(hidden[..., None], self.hidden.to(x), x)
+        seen = mask & ~hidden if self.heard == "shown" else mask
+        said = guided(parts, x, t, condition, seen)
+        return parts.embedding.logits(said.float()).log_softmax(2)
+
+    # ------------------------------------------------------------------------------- the way back
+
+    def sample(
+        self, parts: Parts, condition: Condition, mask: Tensor, steps: int | None, rng: Generator
+    ) -> Iterator[State]:
+        barred = forbidden(parts, mask.device)
+        condition = replace(condition, once=Once({}))
+        ids = torch.full_like(mask, self.vocab, dtype=torch.long)
+        ids = ids.masked_fill(~mask, parts.tokenizer.pad)
+        yield State(x=ids, t=1.0)
+        n = steps or self.steps
+        for t, s in pairwise(1 - step / n for step in range(n + 1)):
+            times = torch.full((len(ids),), t, device=ids.device)
+            scores = self.log_shares(parts, ids, times, condition, mask)
+            if barred is not None:
+                scores = scores.masked_fill(barred, -torch.inf).log_softmax(2)
+            hidden = ids == self.vocab
+            estimate = ids.where(~hidden, self.drawn(scores, rng))
+            shown = hidden & self.shown(hidden, scores.amax(2), mask, t, s, rng)
+            ids = estimate.where(shown, ids)
+            yield State(x=ids, t=s, x0_hat=estimate)
+
+    def drawn(self, scores: Tensor, rng: Generator) -> Tensor:
+        """A word for every place, by its share. B L V -> B L."""
+        if not self.temperature:
+            return scores.argmax(2)
+        shares = (scores / self.temperature).softmax(2).flatten(0, 1)
+        return torch.multinomial(shares, 1, generator=rng).view(scores.shape[:2])
+
+    def shown(
+        self, hidden: Tensor, sure: Tensor, mask: Tensor, t: float, s: float, rng: Generator
+    ) -> Tensor:
+        """Which places are shown in the step from t to s. Shapes: B L; sure, how sure it is."""
+        at, then = self.left(torch.tensor([t, s], dtype=torch.float64)).tolist()
+        if self.order == "random":
+            draw = torch.rand(hidden.shape, generator=rng, device=hidden.device)
+            return draw < (then - at) / (1 - at)
+        stay = (mask.sum(1) * (1 - then) + 0.5).floor()  # places that are hidden at s
+        rank = sure.masked_fill(~hidden, -torch.inf).argsort(1, descending=True).argsort(1)
+        return rank < (hidden.sum(1) - stay)[:, None]
+
+    def words(self, parts: Parts, state: State, mask: Tensor) -> Tensor:
+        """The words that are shown, and the last guess at the others; padding at first."""
+        ids = state.x if state.x0_hat is None else state.x0_hat
+        return ids.masked_fill(~mask | (ids == self.vocab), parts.tokenizer.pad)

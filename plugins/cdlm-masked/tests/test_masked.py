@@ -1,0 +1,180 @@
+"""Against closed forms: a network that knows the data, and what the process makes of it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from cdlm_masked.masked import Masked
+from torch import Tensor, nn
+
+from cdlm.parts.lengths import Predicted
+from cdlm.records import Batch, Condition
+from cdlm.sample import sample
+from cdlm.testing import conformance
+from cdlm.testing.examples import DIMS, rng
+from cdlm.testing.whole import captioner, data, trained
+
+test_masked = conformance("process", "masked")
+test_masked_best_first = conformance("process", "masked", order="confidence", temperature=0.0)
+test_masked_concentrated = conformance("process", "masked", heard="shown")
+test_masked_cosine = conformance("process", "masked", alpha="cosine", steps=4)
+
+V, L = 3, 3
+CAPTIONS = torch.tensor(list(itertools.product(range(V), repeat=L)))  # V^L of them
+SHARES = torch.rand(len(CAPTIONS), generator=rng(), dtype=torch.float64).square()
+SHARES = SHARES / SHARES.sum()
+
+
+class OneHot(nn.Module):
+    """Words as unit vectors, and scores as they come."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return nn.functional.one_hot(ids, V).double()
+
+    def logits(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
+class Knowing(nn.Module):
+    """The network that knows SHARES: the log of every word's share, given what is there."""
+
+    def forward(self, x: Tensor, t: Tensor, *_: Any) -> Tensor:
+        there = (x.sum(2) - 1).abs() < 1e-6  # a hidden word is no unit vector
+        fits = (x.argmax(2)[:, None] == CAPTIONS) | ~there[:, None]
+        weight = fits.all(2) * SHARES  # B captions
+        table = torch.einsum("bc,clv->blv", weight, OneHot()(CAPTIONS))
+        return (table / table.sum(2, keepdim=True)).log()
+
+
+def knowing(**others: Any) -> Any:
+    """The parts around the network that knows."""
+    dims = DIMS.__class__(**{**vars(DIMS), "vocab": V, "width": V, "length": L})
+    process = Masked(**others, dims=dims).double()
+    return captioner(dims=dims, process=process, embedding=OneHot(), network=Knowing())
+
+
+def batch(ids: Tensor) -> Batch:
+    features = torch.zeros(len(ids), 1, DIMS.image_width)
+    return Batch(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool), features=features)
+
+
+@pytest.mark.parametrize("alpha", ["linear", "cosine"])
+def test_the_loss_of_a_network_that_knows_is_the_captions_log_likelihood(alpha: str) -> None:
+    """Of each caption, to Monte Carlo error: the mean over t and over what is hidden."""
+    parts = knowing(alpha=alpha)
+    for row in (0, 5, 22):
+        ids = CAPTIONS[row].expand(2000, L)
+        draws = torch.stack(
+            [L * parts.process.loss(parts, batch(ids), rng(i))["nelbo"] for i in range(40)]
+        )
+        error = float(draws.std() / len(draws) ** 0.5)
+        assert abs(float(draws.mean()) + float(SHARES[row].log())) < 4 * error + 1e-3
+        assert error < 0.1
+
+
+def test_the_loss_of_a_network_that_knows_is_the_entropy() -> None:
+    """And that of one that knows nothing, log V a word: by quadrature over t, exactly."""
+    entropy = -float((SHARES * SHARES.log()).sum())
+    process, found = Masked(dims=DIMS), 0.0
+    nodes = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    for hidden in itertools.product([False, True], repeat=L):
+        gone = torch.tensor(hidden)
+        ids = CAPTIONS.masked_fill(gone, V)
+        known = Knowing()(torch.where((ids == V)[..., None], 0.1, OneHot()(ids % V)), ids)
+        missed = -known.gather(2, CAPTIONS[..., None])[..., 0][:, gone].sum(1)
+        chance = process.left(nodes) ** (L - gone.sum()) * (1 - process.left(nodes)) ** gone.sum()
+        found += float((SHARES * missed).sum() * (process.rate(nodes) * chance).mean())
+    assert found == pytest.approx(entropy, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("order", "steps", "alpha"),
+    [("random", 200, "linear"), ("random", 200, "cosine"), ("confidence", L, "linear")],
+)
+def test_a_network_that_knows_is_sampled_as_often_as_its_shares_say(
+    order: str, steps: int, alpha: str
+) -> None:
+    """Chi-square of 4,000 samples, 26 degrees of freedom, below its 99.9 % point.
+
+    Best first too: with one word a step any order is right, for places are chosen before words.
+    """
+    parts = knowing(order=order, steps=steps, alpha=alpha)
+    n = 4000
+    condition = Condition(features=torch.zeros(n, 1, 1), keep=torch.ones(n, dtype=torch.bool))
+    seen = torch.ones(n, L, dtype=torch.bool)
+    *_, last = sample(parts, condition, seen, None, rng(1))
+    code = (last.x * torch.tensor([V * V, V, 1])).sum(1)
+    counts = code.bincount(minlength=len(CAPTIONS))
+    assert float(((counts - n * SHARES).square() / (n * SHARES)).sum()) < 54.1
+
+
+@pytest.mark.parametrize("alpha", ["linear", "cosine"])
+@pytest.mark.parametrize("order", ["random", "confidence"])
+def test_words_are_shown_as_alpha_says_and_then_stay(order: str, alpha: str) -> None:
+    parts = knowing(order=order, alpha=alpha)
+    n = 3000
+    condition = Condition(features=torch.zeros(n, 1, 1), keep=torch.ones(n, dtype=torch.bool))
+    states = list(sample(parts, condition, torch.ones(n, L, dtype=torch.bool), 6, rng()))
+    for before, after in itertools.pairwise(states):
+        there = before.x < V
+        assert torch.equal(after.x[there], before.x[there]), "a word that was shown has changed"
+        share = float((after.x < V).double().mean())
+        wanted = float(parts.process.left(torch.tensor(after.t)))
+        slack = 0.5 / L + 1e-6 if order == "confidence" else 0.02
+        assert abs(share - wanted) < slack
+
+
+def test_the_weight_is_how_fast_words_are_shown() -> None:
+    """rate = -alpha' / (1 - alpha), by numeric differentiation."""
+    t, d = torch.linspace(0.05, 0.95, 19, dtype=torch.float64), 1e-6
+    for alpha in ("linear", "cosine"):
+        process = Masked(alpha=alpha, dims=DIMS)
+        slope = (process.left(t - d) - process.left(t + d)) / (2 * d)
+        assert torch.allclose(process.rate(t), slope / (1 - process.left(t)), rtol=1e-6)
+    assert torch.equal(Masked(dims=DIMS).rate(t), 1 / t)
+
+
+def test_the_likeliest_words_need_no_draw() -> None:
+    parts = knowing(temperature=0.0, order="confidence", steps=L)
+    one = Condition(features=torch.zeros(1, 1, 1), keep=torch.ones(1, dtype=torch.bool))
+    seen = torch.ones(1, L, dtype=torch.bool)
+    ends = {tuple(list(sample(parts, one, seen, None, rng(i)))[-1].x[0].tolist()) for i in (0, 1)}
+    assert len(ends) == 1
+
+
+def test_hidden_places_are_heard_by_nobody_if_so_wished() -> None:
+    """What stands for a hidden word then changes what is said at hidden places alone."""
+    ids, seen = torch.tensor([[4, 5, DIMS.vocab, 6, DIMS.vocab, 1]]), torch.ones(1, 6).bool()
+    given = Condition(features=torch.randn(1, 2, 10, generator=rng()), keep=torch.ones(1).bool())
+    for heard in ("all", "shown"):
+        torch.manual_seed(0)
+        parts = captioner(process=Masked(heard=heard, dims=DIMS))
+        one = parts.process.log_shares(parts, ids, torch.tensor([0.3]), given, seen)
+        nn.init.constant_(parts.process.hidden, 3.0)
+        two = parts.process.log_shares(parts, ids, torch.tensor([0.3]), given, seen)
+        same = torch.isclose(one, two, atol=1e-5).all(2)[0].tolist()
+        shown = heard == "shown"
+        assert same == [shown, shown, False, shown, False, shown]
+
+
+def test_a_predicted_length_is_taught() -> None:
+    parts = captioner(process=Masked(dims=DIMS), length=Predicted(dims=DIMS))
+    terms = parts.process.loss(parts, data(parts).batch(0, 4, 0), rng())
+    assert set(terms) == {"nelbo", "length"}
+    terms["length"].backward()
+    assert isinstance(parts.length, Predicted) and parts.length.head[0].weight.grad is not None
+
+
+def test_four_captions_are_learnt_by_heart() -> None:
+    from cdlm.sample import captions
+    from cdlm.testing.examples import CAPTIONS as TEXTS
+
+    torch.manual_seed(0)
+    parts = captioner(process=Masked(steps=6, order="confidence", temperature=0.0, dims=DIMS))
+    trained(parts, steps=400, lr=1e-2)
+    parts.modules().eval()
+    said = [it.caption for it in captions(parts, data(parts).features, rng())]
+    assert said == TEXTS
