@@ -72,7 +72,6 @@ class Numbers:
 
 def captioner(size: str, device: str, graph: bool = False) -> Parts:
     """A diffusion captioner of cdlm's parts, its denoiser of a size, as a CUDA graph or not."""
-    pytest.importorskip("annotated_types", reason="annotated-types is not installed")
     from cdlm.compose import compose
     from cdlm.recipe import loads
 

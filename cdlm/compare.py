@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cdlm.errors import Unavailable
 from cdlm.rundir import write_bytes
 
 if TYPE_CHECKING:
@@ -53,13 +55,14 @@ def resampled(tally: Tally) -> dict[str, ndarray]:
 
 
 def write_draws(path: Path, metrics: Sequence[Metric], answers: Answers) -> None:
-    """Keep the scores on resampled images, of metrics that have them. Raises OSError."""
+    """Keep the scores on resampled images, of metrics that have them here. Raises OSError."""
     from safetensors.numpy import save
 
     found: dict[str, ndarray] = {}
     for metric in metrics:
-        tally = metric.tally(answers)
-        found |= {} if tally is None else resampled(tally)
+        with suppress(Unavailable):  # `evaluate` says why
+            tally = metric.tally(answers)
+            found |= {} if tally is None else resampled(tally)
     images = sha256("\n".join(answers.image_ids).encode("utf-8", "backslashreplace")).hexdigest()
     write_bytes(path, save(found, metadata={"images": images}))
 

@@ -13,10 +13,8 @@ import math
 from types import EllipsisType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
-
 from cdlm import values
-from cdlm.values import Of
+from cdlm.values import Bound, Of
 
 ALIASES = {name: it for name, it in vars(values).items() if get_origin(it) is Annotated}
 PLAIN = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "tuple": tuple}
@@ -30,7 +28,6 @@ WORDS = {
     list: "a list",
     tuple: "a list",
 }
-BOUNDS = {Ge: ("ge", "at least"), Gt: ("gt", "above"), Le: ("le", "at most"), Lt: ("lt", "below")}
 
 
 class Misfit(ValueError):
@@ -75,8 +72,8 @@ def words(annotation: Any) -> str:
         return WORDS[annotation]
     if origin is Annotated and isinstance(inner[1], Of):
         return f"a table that picks a {inner[1].kind}"
-    if origin is Annotated and all(type(bound) in BOUNDS for bound in inner[1:]):
-        return f"{words(inner[0])} {' and '.join(map(_bound_words, inner[1:]))}"
+    if origin is Annotated and all(isinstance(bound, Bound) for bound in inner[1:]):
+        return f"{words(inner[0])} {' and '.join(map(str, inner[1:]))}"
     if origin is Literal:
         return " or ".join(f'"{it}"' if isinstance(it, str) else str(it) for it in inner)
     if origin in (Union, UnionType):
@@ -96,11 +93,6 @@ def kind_of(annotation: Any) -> str | None:
         if isinstance(it, Of):
             return it.kind
     return None
-
-
-def _bound_words(bound: Any) -> str:
-    attribute, word = BOUNDS[type(bound)]
-    return f"{word} {getattr(bound, attribute)}"
 
 
 def fit(value: Any, annotation: Any) -> Any:
@@ -135,11 +127,8 @@ def _as_float(value: Any) -> Any:
 
 
 def _within(value: Any, bounds: tuple[Any, ...]) -> Any:
-    for bound in bounds:
-        limit = getattr(bound, BOUNDS[type(bound)][0])
-        kept = {Ge: value >= limit, Gt: value > limit, Le: value <= limit, Lt: value < limit}
-        if not kept[type(bound)]:
-            raise Misfit(value)
+    if not all(bound.keeps(value) for bound in bounds):
+        raise Misfit(value)
     return value
 
 

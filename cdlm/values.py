@@ -5,10 +5,10 @@ A recipe's value is checked against them before anything is built; `cdlm show` p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import ge, gt, le, lt
 from typing import Annotated, Any
-
-from annotated_types import Ge, Gt, Le, Lt
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,34 @@ class Of:
     kind: str
 
 
-Count = Annotated[int, Ge(0)]  # 0, 1, 2, ...
-Positive = Annotated[int, Gt(0)]  # 1, 2, 3, ...
-Fraction = Annotated[float, Ge(0), Le(1)]  # 0 to 1, both allowed
-Share = Annotated[float, Ge(0), Lt(1)]  # 0 allowed, 1 not
-Part = Annotated[float, Gt(0), Lt(1)]  # neither 0 nor 1
-NonNegative = Annotated[float, Ge(0)]
-Above0 = Annotated[float, Gt(0)]
+@dataclass(frozen=True)
+class Bound:
+    """Marks a number that is on one side of a limit: Bound("at least", 0)."""
+
+    side: str
+    limit: float
+
+    def keeps(self, value: float) -> bool:
+        return SIDES[self.side](value, self.limit)
+
+    def __str__(self) -> str:
+        return f"{self.side} {self.limit}"
+
+
+SIDES: dict[str, Callable[[float, float], bool]] = {
+    "at least": ge,
+    "above": gt,
+    "at most": le,
+    "below": lt,
+}
+
+Count = Annotated[int, Bound("at least", 0)]  # 0, 1, 2, ...
+Positive = Annotated[int, Bound("above", 0)]  # 1, 2, 3, ...
+Fraction = Annotated[float, Bound("at least", 0), Bound("at most", 1)]  # 0 to 1, both allowed
+Share = Annotated[float, Bound("at least", 0), Bound("below", 1)]  # 0 allowed, 1 not
+Part = Annotated[float, Bound("above", 0), Bound("below", 1)]  # neither 0 nor 1
+NonNegative = Annotated[float, Bound("at least", 0)]
+Above0 = Annotated[float, Bound("above", 0)]
 AnyDataset = Annotated[
     Any, Of("dataset")
 ]  # { use = "flickr8k", ... }; the class gets the built one

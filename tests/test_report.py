@@ -13,11 +13,14 @@ import pytest
 import torch
 from conftest import Command, Finished
 
+from cdlm import compare
 from cdlm import report as reports
 from cdlm.compare import HIGHER, LOWER, SAME
 from cdlm.compose import metrics
-from cdlm.errors import CdlmError
+from cdlm.errors import CdlmError, Unavailable
 from cdlm.evaluate import evaluate
+from cdlm.parts.metrics.text import ExactMatch
+from cdlm.records import Answers, Tally
 from cdlm.report import figures, gallery, kept, page, tables
 from cdlm.report.facts import Facts, gather, labels
 from cdlm.report.figures import Chart
@@ -301,6 +304,30 @@ def test_a_difference_counts_where_it_is_larger_than_the_noise(run: Path) -> Non
     assert tables.of_runs([right, facts]).rows[1].cells["bleu_4"].verdict.startswith(LOWER)
     same = tables.of_runs([facts, replace(facts)]).rows[1].cells["bleu_4"]
     assert same.verdict == SAME and same.gain == 0
+
+
+def test_intervals_and_what_was_not_scored_are_the_run_s_own(run: Path) -> None:
+    place = run / "summary.json"
+    summary = json.loads(place.read_text())
+    more = {"intervals": {"bleu_4": [0.125, 0.875]}, "not_scored": {"meteor": "needs Java"}}
+    place.write_text(json.dumps(summary | more | {"protocol": "coco <1>"}))
+    facts = of(run)
+    table = tables.of_runs([facts])
+    (row,) = table.rows
+    assert (row.cells["bleu_4"].low, row.cells["bleu_4"].high) == (0.125, 0.875)
+    assert facts.missing["METEOR"] == "needs Java" and "Coco <1>." in table.about
+    low, high = row.cells["bleu_1"].low, row.cells["bleu_1"].high
+    assert low is not None and high is not None and low <= row.cells["bleu_1"].value <= high
+
+
+def test_draws_go_without_a_metric_that_is_not_to_be_had(tmp_path: Path) -> None:
+    class Absent(ExactMatch):
+        def tally(self, answers: Answers) -> Tally:
+            raise Unavailable(["absent"], "no such program")
+
+    answers = Answers(image_ids=["a"], captions=["x"], references=[["x"]], truths=[None])
+    compare.write_draws(tmp_path / "draws", [Absent(), ExactMatch()], answers)
+    assert set(compare.read_draws(tmp_path / "draws").scores) == {"exact_match"}
 
 
 TABLE = Table(

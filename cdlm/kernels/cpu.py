@@ -25,7 +25,29 @@ HUGE = 1e37  # scores beyond this overflow in float32
 
 def nearest(x: Tensor, table: WordTable) -> Tensor:
     """The nearest word of each row. Shapes: x N E, float32 -> ids N, int64."""
-    return _joined([_search(rows, table, 0) for rows in x.split(ROWS)])[0]
+    parts = x.split(max(ROWS, SCORES // len(table)))
+    return torch.cat([_nearest(rows, table) for rows in parts])
+
+
+def _nearest(x: Tensor, table: WordTable) -> Tensor:
+    few = len(x) * len(table) <= SCORES
+    return _among_few(x, table) if few else _search(x, table, 0)[0]
+
+
+def _among_few(x: Tensor, table: WordTable) -> Tensor:
+    """Where all scores at once are few, to go by blocks costs more than it saves."""
+    norms = torch.linalg.vector_norm(x, dim=1)
+    scores = torch.addmm(table.bias, x, table.words.T)
+    least = scores.amax(1) - 2 * margin(norms, table)
+    row, word = (scores >= least[:, None]).nonzero(as_tuple=True)
+    if not bool((norms * table.radius + table.radius**2 < HUGE).all()):
+        return reference(x, table.words)
+    return _chosen(x, table, row, word)
+
+
+def _chosen(x: Tensor, table: WordTable, row: Tensor, word: Tensor) -> Tensor:
+    """The nearest of each row's candidates, of which every row has at least one. -> ids N."""
+    return word if len(row) == len(x) else settle(x, table.words, row, word, table.radius)
 
 
 def search(x: Tensor, table: WordTable) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,7 +206,7 @@ def winners(x: Tensor, table: WordTable, found: Maxima) -> Tensor:
     top = score.new_full((len(x),), -torch.inf).scatter_reduce(0, row, score.amax(1), "amax")
     least = top - 2 * margin(torch.linalg.vector_norm(x, dim=1), table)
     near, place = (score >= least[row, None]).nonzero(as_tuple=True)
-    return settle(x, table.words, row[near], word[near, place], table.radius)
+    return _chosen(x, table, row[near], word[near, place])
 
 
 def _blocks_in_reach(found: Maxima, chunks: int) -> tuple[Tensor, Tensor]:

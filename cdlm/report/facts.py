@@ -10,7 +10,7 @@ from cdlm import recipe as recipes
 from cdlm.compare import Draws
 from cdlm.compose import dataset, metrics
 from cdlm.errors import CdlmError
-from cdlm.evaluate import marks
+from cdlm.evaluate import label, marks
 from cdlm.frontier import Frontier
 from cdlm.probe import Probe
 from cdlm.protocols import Metric, Split
@@ -104,6 +104,7 @@ def _read_answers(facts: Facts, kept: Kept) -> None:
         )
         return
     facts.summary = facts.run.summary()
+    facts.missing |= {label(k): why for k, why in facts.summary.get("not_scored", {}).items()}
     records = facts.run.records(SAMPLES)
     name = facts.summary["split"]
     split = _try(facts, "images", lambda: dataset(facts.recipe).split(name))

@@ -82,7 +82,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
         few = chart.dots and len(xs) <= 24
         axes.plot(
             xs, ys, label=name, color=SERIES[i % len(SERIES)], linewidth=1.5,
-            linestyle=DASHES[i // 2 % len(DASHES)], markersize=3.6,
+            linestyle=DASHES[i // 2 % len(DASHES)], markersize=3.6 if len(xs) > 1 else 7,
             marker=MARKS[i % len(MARKS)] if few else "",
         )  # fmt: skip
     if chart.whole:

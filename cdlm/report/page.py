@@ -344,6 +344,7 @@ def _provenance(facts: Facts) -> dict[str, str]:
         "versions": _pairs(known.get("versions", {})),
         "plugins": _pairs(known.get("plugins", {})),
         "machine": known.get("platform"),
+        "evaluated on": facts.summary.get("device"),
         "processors": known.get("cpus"),
         "threads": known.get("threads"),
     }

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cdlm import outcome
-from cdlm.compare import HIGHER, LOWER, NOISE, ROUNDS, SAME, Difference, Result, difference
-from cdlm.evaluate import SINGLE, label
+from cdlm.compare import HIGHER, LOWER, NOISE, SAME, Difference, Result, difference
+from cdlm.evaluate import OUTSIDE, SINGLE, label
 from cdlm.outcome import Record
 from cdlm.report.facts import Facts
 
@@ -77,8 +76,23 @@ def of_study(found: Record) -> Table:
         )
         for row in found["rows"]
     ]
-    about = [f"{note}." for note in outcome.notes(found)]
-    return Table(rows=rows, metrics=names, about=" ".join([*about, "In bold the highest."]))
+    return Table(rows=rows, metrics=names, about=_about_study(found))
+
+
+def _about_study(found: Record) -> str:
+    """What has to be known to read a study's table."""
+    seeds, count = len(found["seeds"]), sum(not row["baseline"] for row in found["rows"])
+    base = next(row["label"] for row in found["rows"] if row["baseline"])
+    of = (
+        f"means of {seeds} seeds, in brackets their 95 % intervals by Student's t"
+        if seeds > 1
+        else "one seed"
+    )
+    return (
+        f"Split {found['split']}, {found['n']:,} images; {of}. Differences: to {base}; higher or "
+        "lower where 0 lies outside of the 95 % intervals from resampled images and from seeds. "
+        f"Of {count} comparisons about {count / 20:.1f} would do so by chance. In bold the highest."
+    )
 
 
 def _mean(row: Record, name: str, best: bool) -> Cell:
@@ -115,18 +129,26 @@ def of_runs(runs: Sequence[Facts]) -> Table:
 
 
 def _cell(facts: Facts, first: Facts, name: str, value: float, best: bool) -> Cell:
-    if not (facts.draws and name in facts.draws.scores):
-        return Cell(value=value, best=best)
-    low, high = np.percentile(facts.draws.scores[name], [2.5, 97.5])
     gain = _gain(facts, first, name)
+    low, high = _interval(facts, name)
     return Cell(
         value=value,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         gain=gain.value if gain else None,
         verdict=gain.verdict if gain else "",
         best=best,
     )
+
+
+def _interval(facts: Facts, name: str) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % interval over images: as the run wrote it down, else by its draws."""
+    if written := facts.summary.get("intervals", {}).get(name):
+        return written[0], written[1]
+    if not (facts.draws and name in facts.draws.scores):
+        return None, None
+    low, high = np.percentile(facts.draws.scores[name], OUTSIDE)
+    return float(low), float(high)
 
 
 def _gain(facts: Facts, first: Facts, name: str) -> Difference | None:
@@ -143,13 +165,9 @@ def _about(runs: Sequence[Facts]) -> str:
     if not runs:
         return ""
     data = {f"{it.summary['split']} split of {it.recipe.one('dataset').use}" for it in runs}
-    how = {it.summary.get("captions", SINGLE) for it in runs}
-    said = [f"{', '.join(sorted(data))}; {', '.join(sorted(how))}.".capitalize()]
-    if any(it.draws for it in runs):
-        said.append(
-            f"In brackets: 95 % intervals, bootstrap over images ({ROUNDS:,} samples); "
-            "they say nothing of another seed of training."
-        )
+    how = {it.summary.get("protocol") or it.summary.get("captions", SINGLE) for it in runs}
+    said = [f"{text[:1].upper()}{text[1:]}." for text in (*sorted(data), *sorted(how))]
+    said.append("In brackets: 95 % intervals over images; another seed of training may do more.")
     if len(runs) > 1:
         said.append(f"Differences: to {runs[0].label}, by paired bootstrap. In bold the highest.")
     return " ".join(said)

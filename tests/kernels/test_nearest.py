@@ -22,11 +22,19 @@ SHAPES = [(1, 1, 1), (2, 3, 5), (15, 40, 16), (17, 9, 3), (300, 70, 16), (1000, 
           (5000, 40, 520), (2049, 33, 1024)]  # fmt: skip
 
 
+@pytest.mark.parametrize("scores", [cpu.SCORES, 500], ids=["few", "blocks"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("count", "rows", "width"), SHAPES)
 def test_every_path_gives_the_token_of_the_reference(
-    count: int, rows: int, width: int, dtype: torch.dtype
+    count: int,
+    rows: int,
+    width: int,
+    dtype: torch.dtype,
+    scores: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Where few scores are looked at all at once, and where they are looked at by blocks."""
+    monkeypatch.setattr(cpu, "SCORES", scores)
     table = hard.words(count, width)
     x = hard.near(table, rows).to(dtype)
     expected = reference(x.float(), table)
@@ -40,7 +48,11 @@ def test_tables_of_equal_words_have_token_0() -> None:
         assert nearest_token(x, table).tolist() == [0] * 50
 
 
-def test_rows_that_are_not_finite_have_token_0_and_others_are_not_disturbed() -> None:
+@pytest.mark.parametrize("scores", [cpu.SCORES, 500], ids=["few", "blocks"])
+def test_rows_that_are_not_finite_have_token_0_and_others_are_not_disturbed(
+    scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "SCORES", scores)
     table = hard.words(200, 16)
     x = hard.near(table, 40)
     bad = hard.not_finite(x)
@@ -51,7 +63,10 @@ def test_rows_that_are_not_finite_have_token_0_and_others_are_not_disturbed() ->
 
 
 @pytest.mark.parametrize("size", [2.0**-100, 2.0**-40, 2.0**40, 2.0**100])
-def test_the_size_of_the_numbers_changes_nothing(size: float) -> None:
+def test_the_size_of_the_numbers_changes_nothing(
+    size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "SCORES", 500)
     table = hard.words(300, 12)
     x = hard.near(table, 64)
     assert torch.equal(nearest_token(x * size, table * size), nearest_token(x, table))
