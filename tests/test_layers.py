@@ -223,3 +223,16 @@ def test_a_missing_parent_gets_the_nearest(tmp_path: Path, parent: str) -> None:
 )
 def test_a_file_that_can_not_be_read_says_why(tmp_path: Path, text: str | bytes, said: str) -> None:
     assert said in read(tmp_path / "a.toml", text)
+
+
+def test_a_recipe_that_ships_with_cdlm_is_extended_from_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('extends = "cdlm:extra_token.toml"\nseed = 3\n')
+    tree = layers.read(tmp_path / "mine.toml")
+    assert tree.values["seed"] == 3 and tree.values["dataset"]["use"] == "shapes"
+    assert tree.origin(("dataset",)).rpartition(":")[0].endswith("recipes/extra_token.toml")
+
+
+def test_a_recipe_that_does_not_ship_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('extends = "cdlm:extra_tokens.toml"\n')
+    with pytest.raises(RecipeError, match=r'did you mean "extra_token\.toml"'):
+        layers.read(tmp_path / "mine.toml")

@@ -10,14 +10,15 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from conftest import Command
 
-import cdlm
+import cdlm as package
 from cdlm import scaffold
 from cdlm.errors import CdlmError
 from cdlm.registry import KINDS
 from cdlm.testing import laws
 
-TEMPLATE = Path(cdlm.__file__).parent / "templates" / "plugin"
+TEMPLATE = Path(package.__file__).parent / "templates" / "plugin"
 
 
 def installed(place: Path) -> Path:
@@ -47,7 +48,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def beside(folder: Path) -> dict[str, str]:
     """An environment in which all of them are installed."""
     paths = [installed(place) for place in sorted(folder.glob("cdlm-my-*"))]
-    known = [str(Path(cdlm.__file__).parents[1]), *map(str, paths)]
+    known = [str(Path(package.__file__).parents[1]), *map(str, paths)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(known), "OMP_NUM_THREADS": "1"}
 
 
@@ -74,7 +75,7 @@ def test_the_tests_of_a_new_plugin_pass(
     kind: str, results: dict[str, list[ElementTree.Element]]
 ) -> None:
     cases = results[kind]
-    assert len(cases) == len(laws(kind)) + 2, "every law, can_be_built, and the recipe"
+    assert len(cases) == len(laws(kind)) + 2, "every law, can_be_built, recipe and study"
     for case in cases:
         assert not list(case), f"{case.attrib['name']}: {[it.get('message') for it in case]}"
 
@@ -107,7 +108,7 @@ def test_its_manual_has_every_method_of_the_protocol(kind: str, written: Path) -
 
 
 def test_every_kind_has_a_component_to_begin_with() -> None:
-    assert {path.stem for path in (TEMPLATE / "components").glob("*.py")} >= set(KINDS)
+    assert {path.stem for path in (TEMPLATE / "components").glob("*.py")} == set(KINDS)
 
 
 def test_a_study_picks_the_new_component_and_its_like(written: Path) -> None:
@@ -162,3 +163,10 @@ def test_a_folder_that_can_not_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CdlmError, match="can't be written: Not a directory"):
         scaffold.plugin("cdlm-mine", "schedule", tmp_path / "file")
+
+
+def test_the_command_says_what_to_do_next(tmp_path: Path, cdlm: Command) -> None:
+    said = cdlm("new", "plugin", "cdlm-mine", "--kind", "schedule", "--into", tmp_path)
+    assert said.code == 0 and f"pip install -e {tmp_path}/cdlm-mine" in said.out
+    again = cdlm("new", "plugin", "cdlm-mine", "--kind", "schedule", "--into", tmp_path)
+    assert again.code == 2 and "it is not overwritten" in again.err

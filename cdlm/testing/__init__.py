@@ -19,7 +19,7 @@ on a component of your own making where the registry's is not what you want to c
 
 `examples` holds the small inputs that they use (`DIMS` is what a component gets as `dims`);
 `oracles` holds ideal denoisers in closed form.
-`check_recipe` is for the recipes that come with a component.
+`check_recipe` and `check_study` are for the files that come with a component.
 A law that a component breaks by design is waived, with the reason:
 
     test_late = conformance("timesteps", "late", waive={"weigh_fairly": "it favours noise"})
@@ -29,6 +29,6 @@ Needs pytest.
 
 from __future__ import annotations
 
-from cdlm.testing.conform import Law, build, check_recipe, conformance, laws
+from cdlm.testing.conform import Law, build, check_recipe, check_study, conformance, laws
 
-__all__ = ["Law", "build", "check_recipe", "conformance", "laws"]
+__all__ = ["Law", "build", "check_recipe", "check_study", "conformance", "laws"]

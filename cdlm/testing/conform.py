@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cdlm import recipe
+from cdlm import recipe, study
 from cdlm.compose import make
 from cdlm.errors import CdlmError, nearest
 from cdlm.recipe import Choice
@@ -56,6 +56,11 @@ def build(kind: str, name: str, **parameters: Any) -> Any:
 def check_recipe(path: str | Path) -> None:
     """The recipe in this file has no mistakes. Raises RecipeError, which lists them all."""
     recipe.load(path)
+
+
+def check_study(path: str | Path) -> None:
+    """The study in this file has no mistakes, nor has a point of it. Raises RecipeError."""
+    study.load(path)
 
 
 def conformance(

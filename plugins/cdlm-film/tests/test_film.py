@@ -1,4 +1,4 @@
-"""The laws of its kind, a recipe without mistakes, and a fact of its own."""
+"""The laws of its kind, recipe and study without mistakes, and a fact of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from cdlm.testing import build, check_recipe, conformance
+from cdlm.testing import build, check_recipe, check_study, conformance
 from cdlm.testing.examples import condition, stream
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -14,9 +14,10 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 test_film = conformance("conditioning", "film")
 
 
-def test_the_recipe_has_no_mistakes() -> None:
-    """Its keys, values and components are all there, and fit together."""
+def test_recipe_and_study_have_no_mistakes() -> None:
+    """Their keys, values and components are all there, and fit together."""
     check_recipe(RECIPES / "film.toml")
+    check_study(RECIPES / "studies" / "film.toml")
 
 
 def test_at_first_nothing_is_changed() -> None:

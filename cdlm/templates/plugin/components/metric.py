@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cdlm.records import Answers
+import numpy as np
+
+from cdlm.records import Answers, Tally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +22,14 @@ class Component:
 
     def __call__(self, answers: Answers) -> dict[str, float]:
         """One number over all images."""
+        return self.tally(answers).total()
+
+    def tally(self, answers: Answers) -> Tally:
+        """What each image adds, so that studies can tell a difference from noise."""
         pairs = zip(answers.captions, answers.references, strict=True)
         best = [max(_overlap(said, text) for text in texts) for said, texts in pairs]
-        return {"COMPONENT": sum(best) / max(1, len(best))}
+        rows = np.stack([best, np.ones(len(best))], axis=1)
+        return Tally(rows, lambda sums: {"COMPONENT": sums[..., 0] / sums[..., 1]})
 
     def marks(self, answers: Answers) -> list[bool] | None:
         """No caption is right or wrong by itself."""
