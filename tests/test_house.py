@@ -20,11 +20,12 @@ from cdlm.registry import KINDS, Entry
 ROOT = Path(cdlm.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 SPINE = (
-    "cdlm", "cdlm.__main__", "cdlm.blame", "cdlm.board", "cdlm.charts", "cdlm.cli", "cdlm.compare", "cdlm.conduct",
-    "cdlm.contract", "cdlm.describe", "cdlm.doctor", "cdlm.errors", "cdlm.foreign", "cdlm.layers",
-    "cdlm.outcome", "cdlm.parts", "cdlm.places", "cdlm.plugins", "cdlm.progress", "cdlm.protocols",
-    "cdlm.recipe", "cdlm.records", "cdlm.registry", "cdlm.rundir", "cdlm.scaffold", "cdlm.schema",
-    "cdlm.signature", "cdlm.stop", "cdlm.study", "cdlm.toml", "cdlm.values",
+    "cdlm", "cdlm.__main__", "cdlm.blame", "cdlm.board", "cdlm.charts", "cdlm.cli", "cdlm.compare",
+    "cdlm.conduct", "cdlm.contract", "cdlm.describe", "cdlm.doctor", "cdlm.errors", "cdlm.foreign",
+    "cdlm.layers", "cdlm.outcome", "cdlm.parts", "cdlm.places", "cdlm.plugins", "cdlm.progress",
+    "cdlm.protocols", "cdlm.recipe", "cdlm.records", "cdlm.registry", "cdlm.rundir",
+    "cdlm.scaffold", "cdlm.schema", "cdlm.signature", "cdlm.stop", "cdlm.study", "cdlm.toml",
+    "cdlm.values",
 )  # fmt: skip
 HEAVY = (
     "torch",
