@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from cdlm import cli as command_line
 from cdlm import describe, plugins
+from cdlm.cli import captions
 from cdlm.plugins import Failure
 from cdlm.registry import KINDS
 from cdlm.rundir import RunDir
@@ -314,7 +315,7 @@ def test_caption_says_where_fewer_captions_were_found(
     [("5-12", (5, 12)), ("5-", (5, None)), ("-12", (0, 12)), ("7", (7, 7)), (" 1-2 ", (1, 2))],
 )
 def test_limits_of_words_are_read(given: str, limits: tuple[int, int | None]) -> None:
-    assert command_line._limits(given) == limits
+    assert captions._limits(given) == limits
 
 
 def test_caption_takes_any_choice_of_sampling(

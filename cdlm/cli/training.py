@@ -1,0 +1,197 @@
+"""Runs from beginning to end: run, train, eval, score, pretrain."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cdlm.cli.common import (
+    Device,
+    RecipeFile,
+    Resume,
+    Runs,
+    Sets,
+    Threads,
+    app,
+    must_be_a_place,
+    note,
+    use_threads,
+    working,
+    write,
+)
+from cdlm.errors import CdlmError
+
+if TYPE_CHECKING:
+    from cdlm.progress import Tell
+    from cdlm.run import Job, Outcome
+    from cdlm.rundir import RunDir
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    set_: Sets = None,
+    runs: Runs = Path("runs"),
+    resume: Resume = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Train a recipe, caption a split, and score the captions."""
+    _train(recipe, set_, runs, resume, device, threads, evaluate=True)
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    set_: Sets = None,
+    runs: Runs = Path("runs"),
+    resume: Resume = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Train a recipe, and stop there."""
+    _train(recipe, set_, runs, resume, device, threads, evaluate=False)
+
+
+def _train(
+    recipe: Path,
+    sets: list[str] | None,
+    runs: Path,
+    resume: bool,
+    device: str,
+    threads: int,
+    evaluate: bool,
+) -> None:
+    from cdlm import recipe as recipes
+
+    resolved = recipes.load(recipe, sets or [])  # all mistakes first, before anything slow
+    from cdlm import progress
+    from cdlm import run as job_of
+
+    use_threads(threads)
+    chosen = job_of.choose_device(device)
+    folder = job_of.begin(resolved, runs, resume, sys.argv)
+    with folder.lock(), working(folder):
+        if evaluate and folder.finished:
+            note("this run has finished; evaluating it again")
+        with progress.bars() as tell:
+            job, outcome, picture = carry_out(folder, chosen, evaluate, tell)
+    if outcome:
+        _show(job, outcome, picture)
+    else:
+        print(f"run: {folder.path}")
+
+
+def carry_out(
+    folder: RunDir, device: str, evaluate: bool, tell: Tell
+) -> tuple[Job, Outcome | None, Path | None]:
+    """Train a run to its end; then score it, and write that down, if wanted."""
+    from cdlm import run as job_of
+
+    job = job_of.Job.open(folder, device)
+    note(f"run: {folder.path}")
+    job_of.train_run(job, tell)
+    outcome = job_of.evaluate_run(job, tell) if evaluate else None
+    return job, outcome, job_of.write_down(job, outcome) if outcome else None
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's folder.")] = None,
+    run_: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="The same.")] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="The split; else the recipe's.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the captions as COCO's results.")
+    ] = None,
+    set_: Sets = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Caption and score a trained run again, and print the table.
+
+    Like: cdlm eval RUN --split test --set sampler.steps=5. What the weights rest on can't be set.
+    The run's own summary and samples stay as they are; the result goes into RUN/eval/.
+    """
+    from cdlm import progress, results
+    from cdlm import run as job_of
+    from cdlm.rundir import RunDir
+
+    use_threads(threads)
+    must_be_a_place(out)
+    folder = RunDir.open(_one_run(run, run_))
+    sets = [*([f"evaluate.split={split}"] if split else []), *(set_ or [])]
+    job = job_of.Job.open(folder, job_of.choose_device(device), sets)
+    with progress.bars() as tell:
+        outcome = job_of.evaluate_run(job, tell)
+    _show(job, outcome, None)
+    write(out, results.coco_results(outcome.answers))
+    print(f"result: {results.keep(job, outcome, sets)}")
+
+
+def _one_run(argument: Path | None, option: Path | None) -> Path:
+    """The run that was named in one of two ways. Raises CdlmError."""
+    if (argument is None) == (option is None):
+        raise CdlmError("which run? give its folder once: cdlm eval RUN, or cdlm eval --run DIR")
+    return argument or option or Path()
+
+
+@app.command()
+def score(
+    captions: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="JSON: [{image_id, caption}, ...].")
+    ],
+    annotations: Annotated[
+        Path, typer.Argument(metavar="ANNOTATIONS", help="COCO's JSON of captions.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores here.")] = None,
+) -> None:
+    """Score a file of captions, without a run.
+
+    Like: cdlm score results.json annotations/captions_val2017.json. Images without a caption in
+    RESULTS are left out; N says how many are scored.
+    """
+    from rich.console import Console
+
+    from cdlm import evaluate as judges
+    from cdlm import results
+
+    must_be_a_place(out)
+    answers = results.read_answers(captions, annotations)
+    scores = judges.evaluate(results.published(), answers, judges.RESAMPLES)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(judges.table(scores, captions.name, "captions of a file"))
+    write(out, results.as_json(scores, answers))
+
+
+def _show(job: Job, outcome: Outcome, picture: Path | None) -> None:
+    from rich.console import Console
+
+    from cdlm.evaluate import sample_table, table
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(sample_table(outcome.answers, 10, job.recipe.seed))
+    title = f"{job.recipe.name}: {outcome.about}"
+    console.print(table(outcome.scores, title, outcome.how, outcome.beside))
+    if picture:
+        print(f"gallery: {picture}")
+    print(f"run: {job.run.path}")
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeFile,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the model.")],
+    device: Device = "auto",
+) -> None:
+    """Train an image encoder on drawn scenes, as ours was."""
+    from cdlm import pretrain as encoders
+    from cdlm import progress
+    from cdlm.run import choose_device
+
+    with progress.bars() as tell:
+        share = encoders.make(recipe, out, choose_device(device), tell)
+    print(f"nearest caption of 32 is its own: {share:.1%} of held-out scenes")
+    print(f'encoder: {out}\n    use it with encoder = {{ use = "open_clip", model = "{out}" }}')
