@@ -31,7 +31,6 @@ from cdlm.recipe import Choice, Recipe
 from cdlm.rundir import METRICS, RunDir
 from cdlm.study import Point, Study
 
-START = "from cdlm.cli import main; main()"
 EVERY_S = 0.2  # between two looks at what runs
 LAST_LINES = 3  # of a failed run's log that are shown
 TAIL_BYTES = 4096  # of a file, where its end is looked for
@@ -228,7 +227,7 @@ def _begin(work: Work, how: How) -> list[Trial]:
 def _command(work: Work, trial: Trial, how: How) -> list[str]:
     options = [word for it in trial.recipe.sets for word in ("--option", it)]
     return [
-        *(sys.executable, "-c", START, "point"),
+        *(sys.executable, "-m", "cdlm", "point"),
         str((work.folder / "points" / f"{trial.file}.toml").absolute()),
         *("--runs", str(work.root.absolute()), "--name", work.study.name, *options),
         *("--device", how.device, "--threads", str(how.threads)),
