@@ -365,7 +365,7 @@ def test_a_wrong_option_of_caption_is_named(
 def test_unreadable_images_are_named_and_stop_no_other(
     cdlm: Command, seeing_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command_line, "AT_ONCE", 2)
+    monkeypatch.setattr(captions, "AT_ONCE", 2)
     photos = tmp_path / "photos"
     photos.mkdir()
     names = ["a.png", "b.png", "c.png", "d.png", "e.png"]
