@@ -253,6 +253,13 @@ def test_it_counts_what_did_not_change() -> None:
     assert memory.scanned == 0
 
 
+def test_it_remembers_vectors_of_any_shape() -> None:
+    table = hard.words(40, 5)
+    x, memory = hard.near(table, 24).view(2, 3, 4, 5), Remember(prepare_table(table))
+    for moved in (x, x + 0.01):
+        assert torch.equal(memory(moved), nearest_token(moved, table))
+
+
 def test_other_rows_begin_anew() -> None:
     table = hard.words(40, 5)
     memory = Remember(prepare_table(table))
