@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor, nn
 
+from cdlm import ranks
 from cdlm.data import Captions, mixed
 from cdlm.errors import CdlmError
 from cdlm.records import Event
@@ -86,10 +86,12 @@ def train(
     """Train from step `first` on, yielding events; "step" after every step, "checkpoint" when due.
 
     All randomness of a step comes from (seed, step), so a resumed run is the same run.
+    Several processes share every step; see `cdlm.ranks`.
     Raises CdlmError where loss or gradient is not finite; the step is not taken.
     """
     learner.model.train()
     device = learner.device
+    parts = replace(parts, network=_called(parts.network, plan, device))  # type: ignore[arg-type]
     for step in range(first, plan.steps):
         torch.manual_seed(mixed(seed, step))  # dropout draws from the global generator
         rng = Generator(device).manual_seed(mixed(seed, step))
@@ -119,18 +121,33 @@ def _backward(
     total: dict[str, Tensor] = {}
     for part in range(plan.accumulate):
         batch = data.batch(step * plan.accumulate + part, plan.batch, seed)
-        with _precision(plan, learner.device):
-            terms = parts.process.loss(parts, batch, rng)
+        terms = parts.process.loss(parts, batch, rng)
         torch.stack(list(terms.values())).sum().div(plan.accumulate).backward()
         for name, value in terms.items():
             total[name] = total.get(name, 0) + value.detach() / plan.accumulate
+    ranks.average(learner.model)
     return total
 
 
-def _precision(plan: TrainTable, device: torch.device) -> AbstractContextManager[object]:
-    if plan.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+def _called(
+    network: Callable[..., Tensor], plan: TrainTable, device: torch.device
+) -> Callable[..., Tensor]:
+    """The network as training calls it; it alone is compiled, in half precision, and shared.
+
+    Its weights stay as they are, so that a checkpoint knows nothing of this.
+    """
+    call: Callable[..., Tensor] = torch.compile(network) if plan.compile else network
+    return ranks.shared(call if plan.precision == "float32" else _half(call, device))
+
+
+def _half(network: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """Multiply in bfloat16; what comes out is float32 again, as are losses and rounding."""
+
+    def call(*given: Any) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return network(*given).float()
+
+    return call
 
 
 def pace(step: int, plan: TrainTable) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,20 +66,26 @@ def _train(
     threads: int,
     evaluate: bool,
 ) -> None:
+    from cdlm import progress, ranks
     from cdlm import recipe as recipes
-
-    resolved = recipes.load(recipe, sets or [])  # all mistakes first, before anything slow
-    from cdlm import progress
     from cdlm import run as job_of
 
+    resolved = recipes.load(recipe, sets or [])  # all mistakes first, before anything slow
     use_threads(threads)
     chosen = job_of.choose_device(device)
-    folder = job_of.begin(resolved, runs, resume, sys.argv)
-    with folder.lock(), working(folder):
-        if evaluate and folder.finished:
-            note("this run has finished; evaluating it again")
-        with progress.bars() as tell:
-            job, outcome, picture = carry_out(folder, chosen, evaluate, tell)
+    with ranks.joined():
+        with ranks.first():
+            there = resume or ranks.rank() > 0
+            folder = job_of.begin(resolved, runs, there, sys.argv)
+        if ranks.rank() > 0:  # the first one does all the talking, and the writing
+            logging.disable(logging.WARNING)
+            job_of.train_run(job_of.Job.open(folder, chosen))
+            return
+        with folder.lock(), working(folder):
+            if evaluate and folder.finished:
+                note("this run has finished; evaluating it again")
+            with progress.bars() as tell:
+                job, outcome, picture = carry_out(folder, chosen, evaluate, tell)
     if outcome:
         _show(job, outcome, picture)
     else:
