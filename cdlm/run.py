@@ -80,6 +80,8 @@ def choose_device(wanted: str) -> str:
         said = str(error).partition("\n")[0].partition(". ")[0]
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise CdlmError(f"--device {wanted}: {said}\n    there is: {', '.join(there)}") from error
+    if ranks.launched() and wanted.startswith("cuda"):
+        torch.cuda.set_device(wanted)
     return wanted
 
 
@@ -328,6 +330,8 @@ def train_run(job: Job, tell: Tell = silent) -> None:
 
     Raises RunError, CdlmError; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
     """
+    if job.recipe.train.batch < ranks.count():
+        raise CdlmError(f"train.batch: fewer captions than the {ranks.count()} processes")
     pupil, first, seconds = _pupil(job)
     ranks.must_agree(first, f"{job.run.checkpoints}: not the same folder for all processes")
     if ranks.rank() == 0:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cdlm import ranks
 from cdlm.data import Captions, mixed
@@ -165,12 +166,12 @@ def pace(step: int, plan: TrainTable) -> float:
 def _average(learner: Learner, decay: float, step: int) -> None:
     """Move the average towards the weights; slowly only once there is a history to keep."""
     keep = min(decay, (1 + step) / (10 + step))
-    for name, value in learner.model.state_dict().items():
-        mean = learner.average[name]
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - keep)
-        else:
-            mean.copy_(value)
+    now = learner.model.state_dict()
+    moving = [name for name, mean in learner.average.items() if mean.is_floating_point()]
+    move = get_ema_multi_avg_fn(keep)  # all at once: a GPU is not asked once per tensor
+    move([learner.average[name] for name in moving], [now[name] for name in moving], None)
+    for name in now.keys() - set(moving):
+        learner.average[name].copy_(now[name])
 
 
 def _events(
