@@ -74,7 +74,13 @@ def joined() -> Iterator[None]:
     dist.init_process_group(backend, timeout=WAIT, world_size=many, rank=place, store=store)
     with _Pulse(store.clone(), place, many).beating():
         yield
-    dist.destroy_process_group()
+
+
+def part() -> None:
+    """All have done what is done together; the first may take its time with the rest."""
+    if count() > 1:
+        agreed(0)
+        dist.destroy_process_group()
 
 
 @contextmanager
@@ -106,12 +112,13 @@ def _reduce(tensor: Tensor, how: Any) -> None:
     try:
         dist.all_reduce(tensor, how)
     except RuntimeError as error:
-        raise CdlmError(_lost(f"another process has ended: {_first_line(error)}")) from error
+        why = f"another process has ended: {_first_line(error)}"
+        raise CdlmError(_lost(rank(), count(), why)) from error
 
 
-def _lost(what: str) -> str:
+def _lost(rank: int, of: int, what: str) -> str:
     return (
-        f"process {rank()} of 0 to {count() - 1}: {what}\n"
+        f"process {rank} of 0 to {of - 1}: {what}\n"
         "    what the run has saved is intact; start all processes again with --resume"
     )
 
@@ -157,7 +164,7 @@ class Shared:
         back = None if recalled is None else recalled[rows]
         with _DropoutOfAll(total, rows):
             said = self.network(x_t[rows], t[rows], own, mask[rows], back)
-        return _Together.apply(said, total, rows, self.of)  # type: ignore[no-any-return]
+        return _Together.apply(said, total, rows, self.of)
 
 
 class _DropoutOfAll(TorchFunctionMode):
@@ -247,19 +254,18 @@ class _Pulse:
                 self.store.add(self._key(self.rank), 1)
                 beats = [self.store.add(self._key(other), 0) for other in range(self.of)]
             except RuntimeError as error:
-                _give_up(f"the place where all met is gone: {_first_line(error)}")
+                self._give_up(f"the place where all met is gone: {_first_line(error)}")
             now = time.monotonic()
             for other, number in enumerate(beats):
                 if number != last[other][0] or number >= ENDED:
                     last[other] = number, now
                 elif now - last[other][1] > PATIENCE_S:
-                    _give_up(f"no sign of life from process {other} for {PATIENCE_S:.0f} s")
+                    self._give_up(f"no sign of life from process {other} for {PATIENCE_S:.0f} s")
 
     def _key(self, rank: int) -> str:
         return f"cdlm/heartbeats/{rank}"
 
-
-def _give_up(what: str) -> None:
-    """End from a thread: the main one waits for numbers that will not come."""
-    log.error("%s", _lost(what))
-    os._exit(2)
+    def _give_up(self, what: str) -> None:
+        """End from a thread: the main one waits for numbers that will not come."""
+        log.error("%s", _lost(self.rank, self.of, what))
+        os._exit(2)

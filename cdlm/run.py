@@ -408,6 +408,7 @@ def _train(
             if not halt:
                 _record(job.run, event)
         if halt:
+            ranks.agreed(0)  # until all is saved
             raise Interrupted(str(job.run.path), halt, event.step)
         if event.name == "loss":
             loss = f"loss {event.value:.3f}, "

@@ -179,6 +179,7 @@ def test_asked_to_stop_both_stop_at_the_same_step_and_one_goes_on(
         said = [process.communicate(timeout=60)[1] for process in started]
         assert [process.returncode for process in started] == [128 + signal.SIGTERM] * 2, said
     assert "stopped by SIGTERM at step " in said[0]
+    assert "stopped" not in said[1]
     stopped = newest(only_run(tmp_path))
     assert stopped.step < STEPS
     assert stopped.state["processes"] == 2
