@@ -114,7 +114,7 @@ class Gaussian:
         if not self.remember or table.words.is_cuda or len(table) < MANY:
             return partial(nearest_word, table=table)
         memory = Remember(table)
-        return lambda x: vectors(x, table.words, memory(x.flatten(0, 1)).view(x.shape[:-1]))
+        return lambda x: vectors(x, table.words, memory(x))
 
 
 # ---------------------------------------------------------------------------------- the way there

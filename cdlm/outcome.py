@@ -195,6 +195,8 @@ def _finding(axis: str, effects: Record, name: str) -> str:
     rest = [option for option in there if option not in real]
     if not there:
         return f"{axis}: nothing to compare"
+    if all(it["difference"] == 0 for it in there.values()):
+        return f"{axis}: all have the same score, so it tells nothing here"
     if not told:
         return f"{axis}: every difference is inside the noise ({', '.join(rest)})"
     noise = f"; inside the noise: {', '.join(rest)}" if rest else ""
@@ -278,7 +280,8 @@ def notes(found: Record) -> list[str]:
         f"{found['split']} split, {found['n']:,} images; {between}",
         f"verdict: of {label(found['scores'][0])}, higher or lower where 0 lies outside of the "
         f"95 % interval from resampled images{also}{chance}",
-        "* no other point scores as high in as little time per caption",
+        "* no other point scores as high in as little time per caption; seconds are those of a "
+        "machine as busy as it then was",
     ]
 
 

@@ -73,6 +73,8 @@ class EvaluateTable:
 SAMPLING = ("rounding", "grid", "sampler", "constraint", "selection", "metric", "evaluate")
 """What of a recipe training never looks at; nor at what a component lists as `afterwards`."""
 
+OF_STUDIES = ("study", "axis")
+
 TABLES = {
     name: Entry("table", name, f"{__name__}:{table.__name__}", "cdlm")
     for name, table in (("model", ModelTable), ("train", TrainTable), ("evaluate", EvaluateTable))
@@ -291,8 +293,10 @@ class _Reading:
         top = self.tree.values
         for name in top:
             if name not in {*TOP, *TABLES, *IN_RECIPES, "extends"}:
-                allowed = [*TOP, *TABLES, *IN_RECIPES]
-                self.note((name,), "there is no such key", nearest(name, allowed))
+                allowed = nearest(name, [*TOP, *TABLES, *IN_RECIPES])
+                study = "this file is a study: cdlm study FILE --dry-run checks it"
+                hint = study if name in OF_STUDIES else allowed
+                self.note((name,), "there is no such key", hint)
         if "extends" in top:
             self.note(("extends",), "a stored recipe extends nothing")
         values = {name: self.value((), it, top, "default") for name, it in TOP.items()}

@@ -116,7 +116,9 @@ class Format(StrEnum):
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or a study's.")
+    ],
     format_: Annotated[
         list[Format] | None,
         typer.Option("--format", help="May be repeated; html unless given."),

@@ -47,7 +47,9 @@ def _among_few(x: Tensor, table: WordTable) -> Tensor:
 
 def _chosen(x: Tensor, table: WordTable, row: Tensor, word: Tensor) -> Tensor:
     """The nearest of each row's candidates, of which every row has at least one. -> ids N."""
-    return word if len(row) == len(x) else settle(x, table.words, row, word, table.radius)
+    if len(row) == len(x):
+        return torch.empty_like(word).scatter_(0, row, word)  # candidates may stand in any order
+    return settle(x, table.words, row, word, table.radius)
 
 
 def search(x: Tensor, table: WordTable) -> tuple[Tensor, Tensor, Tensor]:

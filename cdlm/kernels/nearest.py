@@ -21,9 +21,9 @@ from cdlm.kernels.words import Coarse, Halves, WordTable, look_over
 def nearest_token(x: Tensor, table: Tensor | WordTable) -> Tensor:
     """The word nearest to each vector.
 
-    Shapes: x ... E, table V E -> ids ..., int64. A table that is asked more than once is better
-    prepared (`prepare_table`). float64 inputs take the slow reference. Raises ValueError where
-    widths differ or the table is not finite.
+    Shapes: x ... E, table V E -> ids ..., int64; 0 for a vector that is not finite. A table that is
+    asked more than once is better prepared (`prepare_table`). float64 inputs take the slow
+    reference. Raises ValueError where widths differ or the table is not finite.
     """
     if isinstance(table, WordTable):
         _check(x, table.width)
@@ -59,8 +59,8 @@ def round_and_step(
 
     z is standard normal and depends on the seed and the place alone (`cdlm.kernels.noise`). A seed
     in a tensor (1, int64, on the device) may change between replays of a CUDA graph.
-    Shapes: x0_hat, x_t ... E -> x_s ... E of x_t's type, ids ..., int64. Rows that are not finite
-    give NaN. Raises ValueError as `nearest_token` does.
+    Shapes: x0_hat, x_t ... E -> x_s ... E of x_t's type, ids ..., int64. What is not
+    finite in x0_hat is NaN in x_s. Raises ValueError as `nearest_token` does.
     """
     if not isinstance(table, WordTable):
         table = look_over(table.detach().float().contiguous())

@@ -34,8 +34,10 @@ class Remember:
         self._seen = self._words = self._ceilings = table.bias  # of the last scan of each row
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The nearest words. Shapes: N E -> ids N, int64."""
-        x = x.detach().float()
+        """The nearest words, as `nearest_token` says them. Shapes: x ... E -> ids ..., int64."""
+        return self._look(x.detach().float().reshape(-1, x.shape[-1])).view(x.shape[:-1])
+
+    def _look(self, x: Tensor) -> Tensor:
         if len(self._ids) != len(x):
             self._ids, self._words, self._ceilings = _search(x, self.table)
             self._seen = x.clone()

@@ -42,6 +42,15 @@ def test_every_path_gives_the_token_of_the_reference(
     assert torch.equal(nearest_token(x, prepare_table(table)), expected)
 
 
+@pytest.mark.parametrize("scores", [cpu.SCORES, 500], ids=["few", "blocks"])
+def test_rows_without_any_doubt(scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One candidate for every row, found in another order than that of the rows."""
+    monkeypatch.setattr(cpu, "SCORES", scores)
+    table = 10 * torch.randn(896, 24, generator=torch.Generator().manual_seed(0))
+    wanted = torch.randperm(896, generator=torch.Generator().manual_seed(1))[:200]
+    assert torch.equal(nearest_token(table[wanted] + 0.1, table), wanted)
+
+
 def test_tables_of_equal_words_have_token_0() -> None:
     for table in (torch.zeros(100, 8), torch.ones(100, 8), torch.full((3, 600), 2.5)):
         x = torch.randn(50, table.shape[1], generator=torch.Generator().manual_seed(0))
@@ -242,6 +251,13 @@ def test_it_counts_what_did_not_change() -> None:
         memory(torch.tensor(x)[:, None])
         assert memory.unchanged == unchanged
     assert memory.scanned == 0
+
+
+def test_it_remembers_vectors_of_any_shape() -> None:
+    table = hard.words(40, 5)
+    x, memory = hard.near(table, 24).view(2, 3, 4, 5), Remember(prepare_table(table))
+    for moved in (x, x + 0.01):
+        assert torch.equal(memory(moved), nearest_token(moved, table))
 
 
 def test_other_rows_begin_anew() -> None:
