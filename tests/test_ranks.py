@@ -22,7 +22,10 @@ from torch.nn import functional as F
 
 from cdlm import checkpoint, ranks
 from cdlm.checkpoint import Checkpoint
+from cdlm.errors import CdlmError
 from cdlm.ranks import Shared
+from cdlm.recipe import load
+from cdlm.run import Job, begin, train_run
 from cdlm.rundir import RunDir, runs
 from cdlm.testing.examples import DIMS, condition
 from cdlm.testing.whole import network
@@ -216,6 +219,16 @@ def test_a_process_that_stands_still_is_missed(tmp_path: Path, tiny_recipe: Path
     assert started[0].returncode == 2
     assert "no sign of life from process 1 for 8 s" in said
     assert newest(only_run(tmp_path)).step >= 10
+
+
+def test_a_batch_has_a_caption_for_every_process(
+    tmp_path: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(load(tiny_recipe), tmp_path / "runs", False, [])
+    job = Job.open(run, "cpu")
+    monkeypatch.setattr(ranks, "count", lambda: 9)
+    with pytest.raises(CdlmError, match="fewer captions than the 9 processes"):
+        train_run(job)
 
 
 def test_alone_there_is_nobody_to_wait_for() -> None:

@@ -79,7 +79,8 @@ def _train(
             there = resume or ranks.rank() > 0
             folder = job_of.begin(resolved, runs, there, sys.argv)
         if ranks.rank() > 0:
-            return _follow(folder, chosen)
+            _follow(folder, chosen)
+            return
         with folder.lock(), working(folder):
             if evaluate and folder.finished:
                 note("this run has finished; evaluating it again")
