@@ -1,7 +1,8 @@
-"""The training captions, whole in memory; batch k is a function of (seed, k) and nothing else."""
+"""The training captions, whole on the device; batch k is a function of (seed, k), nothing else."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,6 +12,8 @@ from torch import Generator, Tensor
 from cdlm.protocols import Split, Tokenizer
 from cdlm.records import Batch
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Captions:
@@ -19,7 +22,7 @@ class Captions:
     ids: Tensor  # captions L
     mask: Tensor  # captions L
     owner: Tensor  # captions: the row of features
-    features: Tensor  # images N C
+    features: Tensor  # images N C; in main memory where the device is too small
     weights: tuple[float, ...] = ()  # captions: how often each comes, against the others; or equal
     texts: Tensor | None = None  # captions 1 C, where a part needs the captions' own features
 
@@ -45,7 +48,7 @@ class Captions:
             ids.to(device),
             mask.to(device),
             owner[first].to(device),
-            features.to(device),
+            resident(features, device),
             () if len(set(weights)) == 1 else tuple(weights),
             None if texts is None else texts[first].to(device),
         )
@@ -61,7 +64,7 @@ class Captions:
         return Batch(
             ids=self.ids[rows],
             mask=self.mask[rows],
-            features=self.features[owner],
+            features=self.features[owner.to(self.features.device)].to(owner.device),
             text=None if self.texts is None else self.texts[rows],
         )
 
@@ -73,6 +76,19 @@ class Captions:
             rows.append(piece)
             start, size = start + len(piece), size - len(piece)
         return torch.cat(rows)
+
+
+def resident(table: Tensor, device: str) -> Tensor:
+    """The table on the device, unless it would take more than half of a GPU's free memory."""
+    if torch.device(device).type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if table.nbytes > free / 2:
+            log.warning(
+                f"the images' features take {table.nbytes / 1e9:.1f} GB, and {device} has "
+                f"{free / 1e9:.1f} GB free: they stay in main memory, which makes steps slower"
+            )
+            return table
+    return table.to(device)
 
 
 @lru_cache(maxsize=2)

@@ -49,7 +49,8 @@ def seconds(work: Work, device: str, tell: Tell = silent) -> float:
 def size(recipe: Recipe) -> str:
     """Equal for recipes that take about as long for a step: of the same widths, layers, batch."""
     values = recipe.values()
-    train = {key: values["train"][key] for key in ("batch", "accumulate", "precision", "limit")}
+    speed = ("batch", "accumulate", "precision", "compile", "limit")
+    train = {key: values["train"][key] for key in speed}
     kinds = ("dataset", "encoder", "tokenizer", "process", "embedding", "denoiser", "conditioning")
     return json.dumps([values["model"], train, *(values.get(kind) for kind in kinds)])
 

@@ -29,6 +29,7 @@ COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.jpg")
 def record(job: Job, outcome: Outcome) -> dict[str, Any]:
     """All that a published number needs beside it: how, on what, by which code, when, how sure."""
     plan, git = job.recipe.evaluate, rundir.git_state()
+    trained = checkpoint.last_state(job.run.checkpoints)
     return {
         "recipe": job.recipe.name,
         "hash": job.recipe.hash,
@@ -45,7 +46,9 @@ def record(job: Job, outcome: Outcome) -> dict[str, Any]:
         "not_scored": {it.name: it.missing for it in outcome.scores if it.missing},
         **{name.replace(" ", "_"): available(it) for name, it in outcome.beside.items()},
         "sampling_seconds": round(outcome.seconds, 3),
-        "training_seconds": checkpoint.last_state(job.run.checkpoints).get("seconds"),
+        "training_seconds": trained.get("seconds"),
+        "training_processes": trained.get("processes", 1),
+        "training_speed": trained.get("speed", {}),
         "parameters": sum(it.numel() for it in job.parts.modules().parameters()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(job.device),

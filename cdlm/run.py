@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from cdlm import checkpoint, compare, foreign, plugins, results, rundir, signature
+from cdlm import checkpoint, compare, foreign, plugins, ranks, results, rundir, signature
 from cdlm import recipe as recipes
 from cdlm.checkpoint import Checkpoint
 from cdlm.compose import Parts, compose, dataset, make, metrics
@@ -42,6 +43,7 @@ from cdlm.recipe import Recipe
 from cdlm.records import Answers, Dims, Event, Said
 from cdlm.rundir import DRAWS, METRICS, SAMPLES, RunDir
 from cdlm.sample import captions, forbidden
+from cdlm.speed import Meter
 from cdlm.stop import Stop
 from cdlm.train import Learner, learner, restore, snapshot, train
 
@@ -64,15 +66,22 @@ log = logging.getLogger(__name__)
 
 
 def choose_device(wanted: str) -> str:
-    """ "auto" is CUDA where there is some. Raises CdlmError for a device that is not there."""
+    """ "auto" is CUDA where there is some, and one of several processes takes its own.
+
+    Raises CdlmError for a device that is not there.
+    """
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and ranks.launched():
+        wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         torch.empty(1, device=wanted).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         said = str(error).partition("\n")[0].partition(". ")[0]
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise CdlmError(f"--device {wanted}: {said}\n    there is: {', '.join(there)}") from error
+    if ranks.launched() and wanted.startswith("cuda"):
+        torch.cuda.set_device(wanted)
     return wanted
 
 
@@ -198,7 +207,9 @@ class Job:
         encoder: Encoder = make(recipe.one("encoder"))
         encoder.to(device)
         metrics(recipe)  # a metric that can't be built is found before training, not after
-        parts = compose(recipe, encoder, _tokenizer(run, recipe, splits))
+        with ranks.first():
+            tokenizer = _tokenizer(run, recipe, splits)
+        parts = compose(recipe, encoder, tokenizer)
         forbidden(parts, torch.device("cpu"))  # so is a constraint on words that there are not
         _check_guidance(trained, recipe, parts.dims)
         return cls(run, recipe, parts, device, splits)
@@ -319,11 +330,16 @@ def train_run(job: Job, tell: Tell = silent) -> None:
 
     Raises RunError, CdlmError; Interrupted after SIGINT or SIGTERM, once a checkpoint is written.
     """
+    if job.recipe.train.batch < ranks.count():
+        raise CdlmError(f"train.batch: fewer captions than the {ranks.count()} processes")
     pupil, first, seconds = _pupil(job)
-    job.run.rewind(first)
+    ranks.must_agree(first, f"{job.run.checkpoints}: not the same folder for all processes")
+    if ranks.rank() == 0:
+        job.run.rewind(first)
     if first == job.recipe.train.steps:
         return
-    data = _captions(job, tell)
+    with ranks.first():
+        data = _captions(job, tell)
     with Stop().listening() as stop:
         _train(job, pupil, data, first, seconds, stop, tell)
 
@@ -375,24 +391,40 @@ def _train(
     stop: Stop,
     tell: Tell,
 ) -> None:
-    """Train from step `first` on, on which `seconds` have been spent before."""
-    plan, run = job.recipe.train, job.run
-    state = {"threads": torch.get_num_threads(), "vocabulary": _vocabulary(run)}
-    began, loss = time.monotonic(), ""
+    """Train from step `first` on, on which `seconds` have been spent before.
+
+    Of several processes the first one writes and speaks; all stop at the same step.
+    """
+    plan = job.recipe.train
+    meter = Meter.of(job.parts, plan, job.device)
+    loss = ""
     for event in train(job.parts, pupil, data, plan, job.recipe.seed, first):
-        halt = stop.number and event.name == "step" and event.step < plan.steps
-        if event.name == "checkpoint" or halt:
-            spent = {"seconds": round(seconds + time.monotonic() - began, 3)}
-            checkpoint.save(run.checkpoints, event.step, snapshot(pupil), state | spent, plan.keep)
+        stepped = event.name == "step" and event.step < plan.steps
+        halt = ranks.agreed(stop.number) if stepped else 0
+        if ranks.rank() == 0:
+            if event.name == "checkpoint" or halt:
+                speed = meter.facts(event.step - first)
+                _save(job, pupil, event.step, seconds + meter.seconds, speed)
+            if not halt:
+                _record(job.run, event)
         if halt:
-            raise Interrupted(str(run.path), stop.number, event.step)
-        _record(run, event)
+            ranks.agreed(0)  # until all is saved
+            raise Interrupted(str(job.run.path), halt, event.step)
         if event.name == "loss":
             loss = f"loss {event.value:.3f}, "
         if event.name == "step":
-            seen = (event.step - first) * plan.batch * plan.accumulate
-            pace = seen / (time.monotonic() - began)
-            tell("training", event.step, plan.steps, f"{loss}{pace:,.0f} captions/s")
+            tell("training", event.step, plan.steps, loss + meter.read(event.step - first))
+
+
+def _save(job: Job, pupil: Learner, step: int, seconds: float, speed: dict[str, float]) -> None:
+    state = {
+        "threads": torch.get_num_threads(),
+        "processes": ranks.count(),
+        "vocabulary": _vocabulary(job.run),
+        "seconds": round(seconds, 3),
+        "speed": speed,
+    }
+    checkpoint.save(job.run.checkpoints, step, snapshot(pupil), state, job.recipe.train.keep)
 
 
 def _record(run: RunDir, event: Event) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from cdlm import ranks
 from cdlm.data import Captions, mixed
 from cdlm.errors import CdlmError
 from cdlm.records import Event
@@ -86,10 +87,12 @@ def train(
     """Train from step `first` on, yielding events; "step" after every step, "checkpoint" when due.
 
     All randomness of a step comes from (seed, step), so a resumed run is the same run.
+    Several processes share every step; see `cdlm.ranks`.
     Raises CdlmError where loss or gradient is not finite; the step is not taken.
     """
     learner.model.train()
     device = learner.device
+    parts = replace(parts, network=_called(parts.network, plan, device))  # type: ignore[arg-type]
     for step in range(first, plan.steps):
         torch.manual_seed(mixed(seed, step))  # dropout draws from the global generator
         rng = Generator(device).manual_seed(mixed(seed, step))
@@ -119,18 +122,33 @@ def _backward(
     total: dict[str, Tensor] = {}
     for part in range(plan.accumulate):
         batch = data.batch(step * plan.accumulate + part, plan.batch, seed)
-        with _precision(plan, learner.device):
-            terms = parts.process.loss(parts, batch, rng)
+        terms = parts.process.loss(parts, batch, rng)
         torch.stack(list(terms.values())).sum().div(plan.accumulate).backward()
         for name, value in terms.items():
             total[name] = total.get(name, 0) + value.detach() / plan.accumulate
+    ranks.average(learner.model)
     return total
 
 
-def _precision(plan: TrainTable, device: torch.device) -> AbstractContextManager[object]:
-    if plan.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+def _called(
+    network: Callable[..., Tensor], plan: TrainTable, device: torch.device
+) -> Callable[..., Tensor]:
+    """The network as training calls it; it alone is compiled, in half precision, and shared.
+
+    Its weights stay as they are, so that a checkpoint knows nothing of this.
+    """
+    call: Callable[..., Tensor] = torch.compile(network) if plan.compile else network
+    return ranks.shared(call if plan.precision == "float32" else _half(call, device))
+
+
+def _half(network: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """Multiply in bfloat16; what comes out is float32 again, as are losses and rounding."""
+
+    def call(*given: Any) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return network(*given).float()
+
+    return call
 
 
 def pace(step: int, plan: TrainTable) -> float:
@@ -148,12 +166,12 @@ def pace(step: int, plan: TrainTable) -> float:
 def _average(learner: Learner, decay: float, step: int) -> None:
     """Move the average towards the weights; slowly only once there is a history to keep."""
     keep = min(decay, (1 + step) / (10 + step))
-    for name, value in learner.model.state_dict().items():
-        mean = learner.average[name]
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - keep)
-        else:
-            mean.copy_(value)
+    now = learner.model.state_dict()
+    moving = [name for name, mean in learner.average.items() if mean.is_floating_point()]
+    move = get_ema_multi_avg_fn(keep)  # all at once: a GPU is not asked once per tensor
+    move([learner.average[name] for name in moving], [now[name] for name in moving], None)
+    for name in now.keys() - set(moving):
+        learner.average[name].copy_(now[name])
 
 
 def _events(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdlm.data import Captions
+from cdlm.data import Captions, resident
 from cdlm.parts.tokenizers import Words
 
 COUNTS = (2, 1, 4)  # captions of each image
@@ -96,3 +96,16 @@ def test_captions_come_as_often_as_their_weights_say() -> None:
     often = [captions.batch(0, 7 * 2000, 0).features.flatten().tolist().count(i) for i in range(3)]
     expected = [2000 * share * count for count in (6, 1, 4)]
     assert often == pytest.approx(expected, rel=0.05)
+
+
+def test_features_that_fill_a_gpu_stay_in_main_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    table, moved = torch.zeros(1000), []
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moved.append(device))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8001, 9000))
+    resident(table, "cuda:1")
+    assert moved == ["cuda:1"] and not caplog.text
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7999, 9000))
+    assert resident(table, "cuda:1") is table and moved == ["cuda:1"]
+    assert "stay in main memory" in caplog.text

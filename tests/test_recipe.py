@@ -211,6 +211,15 @@ def test_the_resolved_recipe_resolves_to_itself(
     assert again.toml().splitlines()[1:] == it.toml().splitlines()[1:]
 
 
+def test_a_switch_of_speed_counts_only_where_it_is_on(check: Check) -> None:
+    """Runs from before there was the switch keep their names."""
+    plain, fast = check(), check("", "train.compile=true")
+    assert fast.hash != plain.hash
+    values = plain.values()
+    del values["train"]["compile"], values["about"]
+    assert recipe._digest(values) == plain.hash
+
+
 def test_the_hash_ignores_words_and_order(check: Check, registry: Registry) -> None:
     it = check()
     assert check("", "about=other words").hash == it.hash

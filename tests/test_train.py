@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdlm.compose import Parts
 from cdlm.errors import CdlmError
@@ -22,7 +23,7 @@ from cdlm.parts.lengths import Histogram
 from cdlm.parts.losses import Mse, Rounding
 from cdlm.parts.timesteps import Importance
 from cdlm.recipe import TrainTable
-from cdlm.records import Event
+from cdlm.records import Event, Guess
 from cdlm.sample import captions
 from cdlm.testing.examples import CAPTIONS, DIMS, batch, rng
 from cdlm.testing.whole import captioner, data, network, plan, trained
@@ -252,6 +253,52 @@ def test_pace_warms_up_and_falls() -> None:
     assert [pace(s, partly) for s in (0, 50)] == pytest.approx([1, 0.75])
     level = TrainTable(steps=100, warmup=0, decay="constant")
     assert {pace(s, level) for s in range(100)} == {1.0}
+
+
+def test_only_the_network_multiplies_in_half_precision() -> None:
+    """The loss, the rounding and all weights stay in float32."""
+
+    class Watching(Mse):
+        def __call__(self, guess: Guess) -> Tensor:
+            assert not torch.is_autocast_enabled("cpu")
+            assert {guess.got.dtype, guess.x0_hat.dtype, guess.wanted.dtype} == {torch.float32}
+            return super().__call__(guess)
+
+    parts = captioner(loss={"mse": Watching(), "rounding": Rounding()})
+    seen = set()
+    parts.network.write.register_forward_hook(lambda module, given, said: seen.add(said.dtype))
+    work = learner(parts, plan(), "cpu")
+    table = plan(precision="bfloat16")
+    rough = [e.value for e in run(parts, work, plan=table) if e.name == "loss"]
+    assert seen == {torch.bfloat16}
+    assert {value.dtype for value in work.model.state_dict().values()} == {torch.float32}
+    parts = captioner()
+    work = learner(parts, plan(), "cpu")
+    exact = [e.value for e in run(parts, work, plan=plan()) if e.name == "loss"]
+    assert rough != exact and rough == pytest.approx(exact, rel=0.02)
+
+
+def test_a_compiled_network_trains_and_saves_the_same_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Traced as always, but run without a C++ compiler."""
+    calls = []
+
+    trace = partial(torch.compile, backend="eager", fullgraph=True)
+
+    def compiled(network: nn.Module) -> nn.Module:
+        calls.append(network)
+        return trace(network)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    ended = []
+    for switch in (False, True):
+        parts, table = captioner(), plan(compile=switch)
+        work = learner(parts, table, "cpu")
+        list(run(parts, work, plan=table))
+        ended.append(copied(snapshot(work)))
+        assert calls == ([parts.network] if switch else [])
+    same(*ended)
 
 
 def test_corruption_is_alpha_signal_and_sigma_noise() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +23,7 @@ from cdlm.cli.common import (
     working,
     write,
 )
-from cdlm.errors import CdlmError
+from cdlm.errors import CdlmError, Interrupted
 
 if TYPE_CHECKING:
     from cdlm.progress import Tell
@@ -68,32 +69,53 @@ def _train(
     from cdlm import recipe as recipes
 
     resolved = recipes.load(recipe, sets or [])  # all mistakes first, before anything slow
-    from cdlm import progress
+    from cdlm import progress, ranks
     from cdlm import run as job_of
 
     use_threads(threads)
     chosen = job_of.choose_device(device)
-    folder = job_of.begin(resolved, runs, resume, sys.argv)
-    with folder.lock(), working(folder):
-        if evaluate and folder.finished:
-            note("this run has finished; evaluating it again")
-        with progress.bars() as tell:
-            job, outcome, picture = carry_out(folder, chosen, evaluate, tell)
+    with ranks.joined():
+        with ranks.first():
+            there = resume or ranks.rank() > 0
+            folder = job_of.begin(resolved, runs, there, sys.argv)
+        if ranks.rank() > 0:
+            _follow(folder, chosen)
+            return
+        with folder.lock(), working(folder):
+            if evaluate and folder.finished:
+                note("this run has finished; evaluating it again")
+            with progress.bars() as tell:
+                job, outcome, picture = carry_out(folder, chosen, evaluate, tell)
     if outcome:
         _show(job, outcome, picture)
     else:
         print(f"run: {folder.path}")
 
 
+def _follow(folder: RunDir, device: str) -> None:
+    """Train along with the first of several processes, which does all the writing and talking."""
+    from cdlm import ranks
+    from cdlm import run as job_of
+
+    logging.disable(logging.WARNING)
+    try:
+        job_of.train_run(job_of.Job.open(folder, device))
+    except Interrupted as end:
+        sys.exit(end.code)
+    ranks.part()
+
+
 def carry_out(
     folder: RunDir, device: str, evaluate: bool, tell: Tell
 ) -> tuple[Job, Outcome | None, Path | None]:
     """Train a run to its end; then score it, and write that down, if wanted."""
+    from cdlm import ranks
     from cdlm import run as job_of
 
     job = job_of.Job.open(folder, device)
     note(f"run: {folder.path}")
     job_of.train_run(job, tell)
+    ranks.part()
     outcome = job_of.evaluate_run(job, tell) if evaluate else None
     return job, outcome, job_of.write_down(job, outcome) if outcome else None
 
