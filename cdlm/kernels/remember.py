@@ -32,6 +32,7 @@ class Remember:
         self.scanned = 0  # rows that were scanned in the last call
         self._ids = torch.empty(0, dtype=torch.long)
         self._seen = self._words = self._ceilings = table.bias  # of the last scan of each row
+        self._stayed = self._ids.bool()  # rows whose token was the same in the last two calls
 
     def __call__(self, x: Tensor) -> Tensor:
         """The nearest words, as `nearest_token` says them. Shapes: x ... E -> ids ..., int64."""
@@ -41,19 +42,30 @@ class Remember:
         if len(self._ids) != len(x):
             self._ids, self._words, self._ceilings = _search(x, self.table)
             self._seen = x.clone()
+            self._stayed = torch.zeros_like(self._ids, dtype=torch.bool)
             self.unchanged, self.scanned = 0, len(x)
             return self._ids.clone()
         before = self._ids.clone()
-        rows = (~self._kept(x)).nonzero()[:, 0]
+        rows = self._not_kept(x)
         known = [self._recall(x, some) for some in rows.split(self._rows_at_a_time())]
         self._scan(x, rows[~torch.cat(known)])
-        self.unchanged = int((self._ids == before).sum())
+        self._stayed = self._ids == before
+        self.unchanged = int(self._stayed.sum())
         return self._ids.clone()
 
-    def _kept(self, x: Tensor) -> Tensor:
-        """Rows that are nearer to their word than half way to any other. -> N, bool."""
-        far = torch.linalg.vector_norm(x - self.table.words[self._ids], dim=1)
-        return far * (1 + self.table.width * 2.0**-22) < self.table.half_gaps(self._ids)
+    def _not_kept(self, x: Tensor) -> Tensor:
+        """The rows but those nearer to their word than half way to any other. Shapes: N E -> P.
+
+        Only rows that kept their word before are asked: to learn how far a word is from the others
+        costs a scan, which words that come and go are not worth.
+        """
+        rows = self._stayed.nonzero()[:, 0]
+        ids = self._ids[rows]
+        far = torch.linalg.vector_norm(x[rows] - self.table.words[ids], dim=1)
+        kept = far * (1 + self.table.width * 2.0**-22) < self.table.half_gaps(ids)
+        open_ = torch.ones_like(self._stayed)
+        open_[rows[kept]] = False
+        return open_.nonzero()[:, 0]
 
     def _rows_at_a_time(self) -> int:
         return max(1, GATHERED // (self._words[:1].numel() * self.table.width))
