@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from cdlm import ranks
 from cdlm.records import Condition
@@ -51,6 +50,8 @@ def cost(parts: Parts) -> int:
     )
     x_t = torch.zeros(1, dims.length, dims.width, device=device)
     training = network.training
+    from torch.utils.flop_counter import FlopCounterMode  # brings Triton, which is slow to import
+
     with FlopCounterMode(display=False) as counter:
         network.eval()(x_t, one / 2, condition, one.bool().expand(1, dims.length))
     network.train(training)

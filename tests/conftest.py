@@ -15,6 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # for tests/kernels: Triton reads it when first imported
+
 from cdlm import cli as command_line
 from cdlm.captioner import Captioner
 from cdlm.recipe import load

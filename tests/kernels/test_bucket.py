@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
-
+import hard_vectors as hard
+import pytest
 import torch
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
-
-import hard_vectors as hard  # noqa: E402
-import pytest  # noqa: E402
-from torch.testing import assert_close  # noqa: E402
+from torch.testing import assert_close
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64 and ARM")
-from cdlm.kernels import Remember, gpu, prepare_table, remember  # noqa: E402
-from cdlm.kernels.configs import Config, config_for, default, tune  # noqa: E402
-from cdlm.kernels.exact import reference  # noqa: E402
-from cdlm.kernels.nearest import vectors  # noqa: E402
-from cdlm.kernels.noise import noise  # noqa: E402
+from cdlm.kernels import Remember, gpu, prepare_table, remember
+from cdlm.kernels.configs import Config, config_for, default, tune
+from cdlm.kernels.exact import reference
+from cdlm.kernels.nearest import vectors
+from cdlm.kernels.noise import noise
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # see conftest.py
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN, in the interpreter
 SMALL = Config(block_m=16, block_n=64, block_e=16, warps=4, stages=2, across=2)
 
