@@ -223,7 +223,7 @@ def test_the_table_says_means_effects_and_the_frontier(six: Path, tmp_path: Path
     assert stars == {"x0, two", "x0, five"}  # of equals the first
     text = outcome.markdown(found)
     assert text.count("\n| ") == 2 + 6
-    assert "target: every difference is inside the noise (eps)" in text
+    assert "target: all have the same score, so it tells nothing here" in text
 
 
 # ----------------------------------------------------------------------------- with real processes

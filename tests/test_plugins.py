@@ -40,6 +40,7 @@ Install = Callable[..., None]
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder of installed distributions."""
     monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("zz_broken", None)  # of another test in this process
     known = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - known:

@@ -13,14 +13,11 @@ import pytest
 import torch
 from conftest import Command, Finished
 
-from cdlm import compare
 from cdlm import report as reports
 from cdlm.compare import HIGHER, LOWER, ONE_SEED, SAME
 from cdlm.compose import metrics
-from cdlm.errors import CdlmError, Unavailable
+from cdlm.errors import CdlmError
 from cdlm.evaluate import evaluate
-from cdlm.parts.metrics.text import ExactMatch
-from cdlm.records import Answers, Tally
 from cdlm.report import figures, gallery, kept, page, tables
 from cdlm.report.facts import Facts, gather, labels
 from cdlm.report.figures import Chart
@@ -318,16 +315,6 @@ def test_intervals_and_what_was_not_scored_are_the_run_s_own(run: Path) -> None:
     assert facts.missing["METEOR"] == "needs Java" and "Coco <1>." in table.about
     low, high = row.cells["bleu_1"].low, row.cells["bleu_1"].high
     assert low is not None and high is not None and low <= row.cells["bleu_1"].value <= high
-
-
-def test_draws_go_without_a_metric_that_is_not_to_be_had(tmp_path: Path) -> None:
-    class Absent(ExactMatch):
-        def tally(self, answers: Answers) -> Tally:
-            raise Unavailable(["absent"], "no such program")
-
-    answers = Answers(image_ids=["a"], captions=["x"], references=[["x"]], truths=[None])
-    compare.write_draws(tmp_path / "draws", [Absent(), ExactMatch()], answers)
-    assert set(compare.read_draws(tmp_path / "draws").scores) == {"exact_match"}
 
 
 TABLE = Table(
