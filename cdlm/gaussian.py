@@ -82,9 +82,9 @@ class Gaussian:
                 "    try --set rounding.use=clamp, another sampler, or a target that says x0: "
                 '"x0", "v"'
             )
-        barred, table = forbidden(parts, x.device), prepare_table(parts.embedding.table())
+        barred, table = forbidden(parts, x.device), parts.embedding.table()
         if barred is not None:
-            x = to_allowed(x, barred, table)
+            x = to_allowed(x, barred, prepare_table(table))
         return nearest_token(x, table).masked_fill(~mask, parts.tokenizer.pad)
 
     def _denoiser(self, parts: Parts, condition: Condition, mask: Tensor) -> Denoise:
@@ -94,9 +94,8 @@ class Gaussian:
         nearest = self._nearest(table)
         if self.graph and mask.is_cuda:
             parts = replace(parts, network=Replayed(parts.network))  # type: ignore[arg-type]
-        before: Tensor | None = (
-            None  # the last estimate as the network made it: it has practised so
-        )
+        # The last estimate as the network made it: with that it has practised.
+        before: Tensor | None = None
 
         def denoise(x: Tensor, t: float) -> Estimate:
             nonlocal before

@@ -52,11 +52,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def console() -> Console:
-    """Where tables are printed: as wide as the terminal, or 120 columns in a file."""
+def console(columns: int = 120) -> Console:
+    """Where tables are printed: as wide as the terminal, or so many columns in a file."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else columns)
 
 
 def use_threads(threads: int) -> None:

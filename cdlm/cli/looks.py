@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ from cdlm.cli.common import (
     SamplingSets,
     Threads,
     app,
+    console,
     note,
     use_threads,
 )
@@ -42,8 +42,6 @@ def frontier(
     metrics against steps, network calls and seconds, on images of the split val; with
     --set evaluate.split=test on others. Writes RUN/frontier/frontier.json and frontier.png.
     """
-    from rich.console import Console
-
     from cdlm import frontier as frontiers
     from cdlm import progress
     from cdlm import run as job_of
@@ -55,9 +53,7 @@ def frontier(
     names = frontiers.samplers(job, samplers)
     with progress.bars() as tell:
         found = frontiers.measure(job, names, numbers, limit, tell)
-    Console(width=None if sys.stdout.isatty() else 120).print(
-        frontiers.table(found, f"{job.recipe.name}: every sampler on one checkpoint")
-    )
+    console().print(frontiers.table(found, f"{job.recipe.name}: every sampler on one checkpoint"))
     print(f"chart: {frontiers.write(found, job.run.path / 'frontier', job.recipe.name)}")
 
 
@@ -88,8 +84,6 @@ def probe(
     trained on train.limit captions: whether it samples them word for word. Writes
     RUN/probe/probe.json and probe.png.
     """
-    from rich.console import Console
-
     from cdlm import probe as probes
     from cdlm import progress
     from cdlm import run as job_of
@@ -99,9 +93,7 @@ def probe(
     job = job_of.Job.open(RunDir.open(run), job_of.choose_device(device), set_ or [])
     with progress.bars() as tell:
         found = probes.probe(job, points, limit, tell)
-    Console(width=None if sys.stdout.isatty() else 100).print(
-        probes.table(found, f"{job.recipe.name}: words restored by one step")
-    )
+    console(100).print(probes.table(found, f"{job.recipe.name}: words restored by one step"))
     print("\n".join(probes.verdicts(found)))
     print(f"chart: {probes.write(found, job.run.path / 'probe', job.recipe.name)}")
 

@@ -17,6 +17,7 @@ from cdlm.cli.common import (
     Sets,
     Threads,
     app,
+    console,
     must_be_a_place,
     note,
     use_threads,
@@ -175,28 +176,23 @@ def score(
     Like: cdlm score results.json annotations/captions_val2017.json. Images without a caption in
     RESULTS are left out; N says how many are scored.
     """
-    from rich.console import Console
-
     from cdlm import evaluate as judges
     from cdlm import results
 
     must_be_a_place(out)
     answers = results.read_answers(captions, annotations)
     scores = judges.evaluate(results.published(), answers, judges.RESAMPLES)
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    console.print(judges.table(scores, captions.name, "captions of a file"))
+    console(100).print(judges.table(scores, captions.name, "captions of a file"))
     write(out, results.as_json(scores, answers))
 
 
 def _show(job: Job, outcome: Outcome, picture: Path | None) -> None:
-    from rich.console import Console
-
     from cdlm.evaluate import sample_table, table
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    console.print(sample_table(outcome.answers, 10, job.recipe.seed))
+    out = console(100)
+    out.print(sample_table(outcome.answers, 10, job.recipe.seed))
     title = f"{job.recipe.name}: {outcome.about}"
-    console.print(table(outcome.scores, title, outcome.how, outcome.beside))
+    out.print(table(outcome.scores, title, outcome.how, outcome.beside))
     if picture:
         print(f"gallery: {picture}")
     print(f"run: {job.run.path}")

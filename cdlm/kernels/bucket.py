@@ -135,18 +135,23 @@ def _greater(high, low, word, high_, low_, word_):
 
 
 @triton.jit
+def _read(x, table, row, word, real, start, width, BLOCK_E: tl.constexpr):
+    """A block of the width of a row and of some words, in float64; 0 where there is nothing."""
+    at = start + tl.arange(0, BLOCK_E)
+    inside = at < width
+    point = tl.load(x + row * width + at, mask=inside, other=0.0).to(tl.float64)
+    places = table + word[:, None] * width + at[None, :]
+    vectors = tl.load(places, mask=real[:, None] & inside[None, :], other=0.0).to(tl.float64)
+    return point, vectors
+
+
+@triton.jit
 def _exact(x, table, row, word, real, width, BLOCK_E: tl.constexpr):
     """The exact best of some words for a row: its score as two float64, and its id."""
     high = tl.zeros((word.shape[0], BLOCK_E), tl.float64)
     low = tl.zeros((word.shape[0], BLOCK_E), tl.float64)
     for start in tl.range(0, width, BLOCK_E):
-        at = start + tl.arange(0, BLOCK_E)
-        inside = at < width
-        point = tl.load(x + row * width + at, mask=inside, other=0.0).to(tl.float64)
-        vectors = tl.load(
-            table + word[:, None] * width + at[None, :],
-            mask=real[:, None] & inside[None, :], other=0.0,
-        ).to(tl.float64)  # fmt: skip
+        point, vectors = _read(x, table, row, word, real, start, width, BLOCK_E)
         product = vectors * point[None, :]
         half = -0.5 * vectors * vectors
         high, low = _add(high, low, product, tl.zeros_like(product))
@@ -172,13 +177,7 @@ def _near(x, table, row, first, last, least, error, words, width,
         real = (word < words) & (word < last)
         scores = tl.zeros((BLOCK_V,), tl.float64)
         for e in tl.range(0, width, BLOCK_E):
-            at = e + tl.arange(0, BLOCK_E)
-            inside = at < width
-            point = tl.load(x + row * width + at, mask=inside, other=0.0).to(tl.float64)
-            vectors = tl.load(
-                table + word[:, None] * width + at[None, :],
-                mask=real[:, None] & inside[None, :], other=0.0,
-            ).to(tl.float64)  # fmt: skip
+            point, vectors = _read(x, table, row, word, real, e, width, BLOCK_E)
             scores += tl.sum(vectors * (point[None, :] - 0.5 * vectors), 1)
         scores = tl.where(real, scores, float("-inf"))
         if tl.max(scores) >= tl.maximum(least, high) - 2 * error:

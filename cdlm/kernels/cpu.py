@@ -203,7 +203,7 @@ def winners(x: Tensor, table: WordTable, found: Maxima) -> Tensor:
     row, block = _blocks_in_reach(found, len(_layout(table.words, len(x))[2]))
     pieces = slices(row, block, 16 * table.width)
     words = [words_of(some, table.words, len(x)) for _, some in pieces]
-    scores = [_scores(x, table, r, w) for (r, _), w in zip(pieces, words, strict=True)]
+    scores = [scores_of(x, table, r, w) for (r, _), w in zip(pieces, words, strict=True)]
     word, score = torch.cat(words), torch.cat(scores)
     top = score.new_full((len(x),), -torch.inf).scatter_reduce(0, row, score.amax(1), "amax")
     least = top - 2 * margin(torch.linalg.vector_norm(x, dim=1), table)
@@ -225,7 +225,7 @@ def _blocks_in_reach(found: Maxima, chunks: int) -> tuple[Tensor, Tensor]:
     return row[near], chunk[near] * by_chunk.shape[1] + place
 
 
-def _scores(x: Tensor, table: WordTable, row: Tensor, words: Tensor) -> Tensor:
+def scores_of(x: Tensor, table: WordTable, row: Tensor, words: Tensor) -> Tensor:
     """Of some words for each of these rows, in float32. Shapes: words P block -> P block."""
     vectors = table.words.index_select(0, words.flatten()).view(*words.shape, table.width)
     return torch.einsum("pke,pe->pk", vectors, x[row]) + table.bias[words]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cdlm.kernels import cpu
-from cdlm.kernels.cpu import margin
+from cdlm.kernels.cpu import margin, scores_of
 from cdlm.kernels.exact import GATHERED, settle
 from cdlm.kernels.words import WordTable
 
@@ -82,8 +82,7 @@ class Remember:
         top = (here * table.words[held]).sum(1) + table.bias[held]
         row, block = (ceilings[:, :-1] >= (top - error)[:, None]).nonzero(as_tuple=True)
         words = self._words[rows[row], block]
-        vectors = table.words.index_select(0, words.flatten()).view(*words.shape, table.width)
-        scores = torch.einsum("pke,pe->pk", vectors, here[row]) + table.bias[words]
+        scores = scores_of(here, table, row, words)
         top = top.scatter_reduce(0, row, scores.amax(1), "amax")
         known = top - error > ceilings[:, -1]
         near, place = (known[row, None] & (scores >= (top - 2 * error)[row, None])).nonzero(
