@@ -97,6 +97,26 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def find(folder: Path, step: int | None = None) -> Checkpoint:
+    """The checkpoint of this step, or the newest sound one.
+
+    Raises RunError where there is none, naming the steps that there are.
+    """
+    if step is None:
+        found = newest(folder)
+        if found is None:
+            raise RunError(f"{folder.parent}: there is no sound checkpoint yet; train it first")
+        return found
+    there = {of: path for of, path in reversed(_saved(folder))}
+    if step not in there:
+        steps = ", ".join(map(str, sorted(there))) or "none"
+        raise RunError(
+            f"{folder}: no checkpoint of step {step}\n    there are: {steps} (train.keep says how "
+            "many stay)"
+        )
+    return load(there[step])
+
+
 def load(path: Path) -> Checkpoint:
     """The checkpoint in this folder. Raises RunError naming the file that differs, and how."""
     try:

@@ -65,7 +65,7 @@ class TrainTable:
 class EvaluateTable:
     """[evaluate]: what is captioned and measured after training."""
 
-    split: Literal["train", "val", "test"] = "val"  # of the dataset
+    split: Literal["train", "held", "val", "test"] = "val"  # of the dataset
     limit: Count = 0  # images, the first ones of the split; 0: all
     batch: Positive = 256  # captions that are sampled together
 

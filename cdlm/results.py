@@ -70,6 +70,8 @@ def keep(job: Job, outcome: Outcome, sets: Sequence[str]) -> Path:
     The path of its record; its captions are beside it, as .jsonl. Raises RunError.
     """
     others = [text for text in sets if text.partition("=")[0].strip() != "evaluate.split"]
+    if outcome.step != job.run.last_step:
+        others.append(f"step={outcome.step}")
     options = f"-{rundir.options_slug(others)}" if others else ""
     place = job.run.path / FOLDER / f"{job.recipe.evaluate.split}{options}.json"
     lines = b"".join(rundir.line(it) for it in records(outcome.answers, outcome.said))

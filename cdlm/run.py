@@ -233,11 +233,12 @@ class Job:
         """The features of a split's images, N C each, from the cache where it has them."""
         return features(self.parts.encoder, self.split(name), cache_dir(), tell)
 
-    def load_weights(self) -> int:
-        """Take the averaged weights of the newest checkpoint; its step. Raises RunError."""
-        found = checkpoint.newest(self.run.checkpoints)
-        if found is None:
-            raise RunError(f"{self.run.path}: there is no sound checkpoint yet; train it first")
+    def load_weights(self, step: int | None = None) -> int:
+        """Take the averaged weights of the newest checkpoint, or of one step; says which.
+
+        Raises RunError.
+        """
+        found = checkpoint.find(self.run.checkpoints, step)
         modules = self.parts.modules()
         with _fitting(found, self.run):
             modules.load_state_dict(found.tensors["weights"])
@@ -355,6 +356,11 @@ def _pupil(job: Job) -> tuple[Learner, int, float]:
         )
     if found is None:
         return pupil, 0, 0.0
+    if "training" not in found.tensors:
+        raise RunError(
+            f"{found.path}: weights alone, as `cdlm export` leaves them: they caption, but there is "
+            "nothing to go on training with"
+        )
     with _fitting(found, job.run):
         restore(pupil, found.tensors)
     if found.step < job.recipe.train.steps:
@@ -464,9 +470,12 @@ class Outcome:
     beside: dict[str, list[Score]] = field(default_factory=dict)  # of single samples and oracle
 
 
-def evaluate_run(job: Job, tell: Tell = silent) -> Outcome:
-    """Caption the recipe's evaluation split with the newest weights, and score the captions."""
-    step, plan = job.load_weights(), job.recipe.evaluate
+def evaluate_run(job: Job, tell: Tell = silent, step: int | None = None) -> Outcome:
+    """Caption the recipe's evaluation split, and score the captions.
+
+    With the newest weights, or with those of an earlier step. Raises RunError, CdlmError.
+    """
+    step, plan = job.load_weights(step), job.recipe.evaluate
     table = job.features(plan.split, tell)
     began = time.monotonic()
     said = caption_features(job, table[: plan.limit or None], job.recipe.seed, plan.batch, tell)

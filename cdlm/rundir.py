@@ -110,6 +110,28 @@ def draft(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+@contextmanager
+def draft_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path`, whole or not at all.
+
+    Raises OSError, FileExistsError where `path` is there already, and then cleans up.
+    """
+    place = temporary(path)
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "it is there already", str(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(place)
+        place.mkdir()
+        yield place
+        sync(place)
+        os.rename(place, path)
+    except BaseException:
+        _remove(place)
+        raise
+    sync(path.parent)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file, whole or not at all. Raises OSError."""
     with draft(path) as place:

@@ -1,4 +1,4 @@
-"""Runs from beginning to end: run, train, eval, score, pretrain."""
+"""Runs from beginning to end: run, train, eval, export, score, pretrain."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cdlm.cli.common import (
     Device,
     RecipeFile,
     Resume,
+    RunFolder,
     Runs,
     Sets,
     Threads,
@@ -24,7 +25,7 @@ from cdlm.cli.common import (
     working,
     write,
 )
-from cdlm.errors import CdlmError, Interrupted
+from cdlm.errors import CdlmError, Interrupted, nearest
 
 if TYPE_CHECKING:
     from cdlm.progress import Tell
@@ -129,6 +130,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the captions as COCO's results.")
     ] = None,
+    step: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="An earlier checkpoint's weights.")
+    ] = None,
     set_: Sets = None,
     device: Device = "auto",
     threads: Threads = 0,
@@ -148,10 +152,36 @@ def evaluate(
     sets = [*([f"evaluate.split={split}"] if split else []), *(set_ or [])]
     job = job_of.Job.open(folder, job_of.choose_device(device), sets)
     with progress.bars() as tell:
-        outcome = job_of.evaluate_run(job, tell)
+        outcome = job_of.evaluate_run(job, tell, step)
     _show(job, outcome, None)
     write(out, results.coco_results(outcome.answers))
     print(f"result: {results.keep(job, outcome, sets)}")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
+    step: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="An earlier checkpoint's weights.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="Of the weights: bfloat16 or float32.")
+    ] = "bfloat16",
+) -> None:
+    """Write a trained run for others: weights, recipe, vocabulary, curves, scores.
+
+    Like: cdlm export RUN --out results/mine. What comes of it is a run, for eval, caption and
+    report. No captions, no optimizer's memory, no paths of this machine.
+    """
+    from cdlm.export import PRECISIONS, export
+    from cdlm.rundir import RunDir
+
+    if precision not in PRECISIONS:
+        raise CdlmError(f"--precision {precision}: {nearest(precision, PRECISIONS)}")
+    place = export(RunDir.open(run), out, step, PRECISIONS[precision])
+    size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    print(f"exported: {place} ({size / 1e6:.1f} MB)")
 
 
 def _one_run(argument: Path | None, option: Path | None) -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from cdlm.errors import CdlmError
@@ -61,6 +61,10 @@ def _plain() -> normalizers.Sequence:
     return normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
 
 
+def _without_marks() -> normalizers.Sequence:
+    return normalizers.Sequence([_plain(), normalizers.Replace(Regex(r"[^\w\s]"), " ")])
+
+
 def _id(engine: Engine, token: str) -> int:
     found = engine.token_to_id(token)
     if found is None:
@@ -75,11 +79,17 @@ class Words(_Wrapped):
     """Whole words and punctuation marks, lower case, from the training captions.
 
     A word seen fewer than `min_count` times is [UNK]. Ids are by falling count, then alphabet, so
-    that equal captions give equal ids. Shapes: captions -> ids B L, mask B L.
+    that equal captions give equal ids. Without punctuation a mark is as a space: coco-caption's
+    scorers do not see marks either. Shapes: captions -> ids B L, mask B L.
     """
 
-    def __init__(self, *, min_count: Positive = 1):  # captions must hold a word this often
-        self.min_count = min_count
+    def __init__(
+        self,
+        *,
+        min_count: Positive = 1,  # captions must hold a word this often
+        punctuation: bool = True,  # marks are words too
+    ):
+        self.min_count, self.punctuation = min_count, punctuation
 
     def fit(self, captions: Sequence[str]) -> None:
         blank = self._engine({UNKNOWN: 0})
@@ -104,10 +114,9 @@ class Words(_Wrapped):
         named = ([self.engine.id_to_token(i) for i in row] for row in rows)
         return [[word for word in row if word and word not in special] for row in named]
 
-    @staticmethod
-    def _engine(vocabulary: dict[str, int]) -> Engine:
+    def _engine(self, vocabulary: dict[str, int]) -> Engine:
         engine = Engine(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-        engine.normalizer = _plain()
+        engine.normalizer = _plain() if self.punctuation else _without_marks()
         engine.pre_tokenizer = pre_tokenizers.Whitespace()
         return engine
 

@@ -63,6 +63,20 @@ def test_official_splits(original: Path, name: str, word: str) -> None:
     assert split.truths == [None] * len(split.ids)
 
 
+def test_held_images_are_those_of_train_that_are_not_trained_on(original: Path) -> None:
+    data = Flickr8k(root=str(original), held=1)
+    assert data.split("train").ids == ["a.jpg"]
+    assert data.split("held").ids == ["b.jpg"]
+    assert data.split("val").ids == ["c.jpg"]
+
+
+def test_nothing_is_held_unless_asked_and_never_all(original: Path) -> None:
+    with pytest.raises(DataError, match="set dataset.held"):
+        Flickr8k(root=str(original)).split("held")
+    with pytest.raises(DataError, match="2 of 2 training images"):
+        Flickr8k(root=str(original), held=2).split("train")
+
+
 def test_text_files_may_lie_in_their_own_folder(original: Path) -> None:
     text = original / "Flickr8k_text"
     text.mkdir()

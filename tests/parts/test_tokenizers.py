@@ -25,6 +25,13 @@ def test_words_are_lower_case_and_marks_stand_alone() -> None:
     assert part.decode(ids) == ["a dog , running !"]
 
 
+def test_marks_are_spaces_where_they_are_not_wanted() -> None:
+    part = Words(punctuation=False)
+    part.fit(["A dog, running!", "the man's well-known hat."])
+    ids, _ = part.encode(["a dog , running .", "the man's well-known hat"], 8)
+    assert part.decode(ids) == ["a dog running", "the man s well known hat"]
+
+
 def test_ids_follow_falling_counts_then_the_alphabet() -> None:
     """So that equal captions in another order give equal ids."""
     one, two = words("b b c a", "c b"), words("c b", "b b c a")

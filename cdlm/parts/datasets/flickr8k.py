@@ -32,6 +32,7 @@ from cdlm.parts.datasets.captioned import (
     token_rows,
     with_captions,
 )
+from cdlm.values import Count
 
 Layout = Literal["original", "kaggle"]
 
@@ -57,6 +58,8 @@ class Flickr8k:
     Splits: train, val, test = the official 6,000, 1,000 (dev) and 1,000 images; or, with
     `splits = "hashed"`, 6/8, 1/8 and 1/8 of the images by a hash of the name: the same at every
     call, but not the official ones, so that scores do not compare with published ones.
+    `held` images of train, its last ones, are kept out of it and are the split `held`: to choose
+    when to stop by, so that val is looked at once.
     Errors: DataError with file and line for whatever is missing or of the wrong form; with
     `on_bad = "skip"` bad captions and photos are left out and listed in `dropped` of the split
     (every photo of the split is then read once, where there is a folder of photos). An image in
@@ -73,6 +76,7 @@ class Flickr8k:
     splits: Literal["official", "hashed"] = "official"  # hashed: not comparable with others
     split_files: str = ""  # folder of the Flickr_8k.*Images.txt files, where they aren't in root
     by: Literal["image", "caption"] = "image"  # what belongs to one split only; caption: a mistake
+    held: Count = 0  # images of train that are not trained on: the split "held"
     on_bad: Literal["error", "skip"] = "error"  # skip: leave out, and count
 
     def __post_init__(self) -> None:
@@ -83,9 +87,11 @@ class Flickr8k:
             )
 
     def split(self, name: str) -> PhotoSplit:
-        """The split called `train`, `val` or `test`; photos are touched only to skip bad ones."""
-        if name not in SPLIT_FILES:
-            raise DataError(f'Flickr8k has no split "{name}"\n    {nearest(name, SPLIT_FILES)}')
+        """The split of this name; photos are touched only to skip bad ones."""
+        allowed = [*SPLIT_FILES, *(["held"] if self.held else [])]
+        if name not in allowed:
+            hint = "; set dataset.held to keep some of train apart" if name == "held" else ""
+            raise DataError(f'Flickr8k has no split "{name}"\n    {nearest(name, allowed)}{hint}')
         captions, dropped = self._captions
         wanted, repeated = self._members(name)
         if self.by == "caption" and name != "test":
@@ -104,7 +110,15 @@ class Flickr8k:
         return not_empty(split.readable() if self.on_bad == "skip" else split, "Flickr8k", name)
 
     def _members(self, name: str) -> tuple[list[str], list[Drop]]:
-        return self._hashed(name) if self.splits == "hashed" else self._official(name)
+        """The images of a split, and the lines of its file that repeat one."""
+        of = "train" if name == "held" else name
+        names, repeated = self._hashed(of) if self.splits == "hashed" else self._official(of)
+        if of != "train":
+            return names, repeated
+        if self.held >= len(names):
+            raise DataError(f"dataset.held: {self.held:,} of {len(names):,} training images")
+        trained = len(names) - self.held
+        return (names[:trained], repeated) if name == "train" else (names[trained:], [])
 
     @cached_property
     def _root(self) -> Path:
@@ -136,7 +150,7 @@ class Flickr8k:
         return f'it is in "{deeper[0]}": --set dataset.root={deeper[0]}' if deeper else ""
 
     def _official(self, name: str) -> tuple[list[str], list[Drop]]:
-        """The names in the file of the split, and the lines that repeat one."""
+        """The names in the file of the split."""
         files = self._split_paths()
         if name not in files:
             raise self._no_split_file(name)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from cdlm.errors import CdlmError
 from cdlm.parts.denoisers import require_equal_heads
-from cdlm.records import Dims, Once, Stream
+from cdlm.parts.denoisers.attention import Cross, joined, split
+from cdlm.records import Dims, Stream
 from cdlm.values import Positive, Share
 
 
@@ -91,7 +92,7 @@ class _Layer(nn.Module):
         self.norm_attention, self.norm_mlp = _Norm(dims), _Norm(dims)
         self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
         self.mix = nn.Linear(hidden, hidden, bias=False)
-        self.cross = _Cross(heads, hidden) if "context" in dims.written else None
+        self.cross = Cross(heads, hidden) if "context" in dims.written else None
         self.up = nn.Linear(hidden, 2 * inner, bias=False)
         self.down = nn.Linear(inner, hidden, bias=False)
 
@@ -112,41 +113,9 @@ class _Layer(nn.Module):
         return h + gate * self.dropout(self.down(F.silu(gated) * inner))
 
     def _attend(self, h: Tensor, mask: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-        q, k, v = (_split(x, self.heads) for x in self.qkv(h).chunk(3, -1))
+        q, k, v = (split(x, self.heads) for x in self.qkv(h).chunk(3, -1))
         q, k = _turned(q, *turns), _turned(k, *turns)
-        return self.mix(_joined(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
-
-
-class _Cross(nn.Module):
-    """Attention from the sequence to the context; every context token is seen."""
-
-    def __init__(self, heads: int, hidden: int):
-        super().__init__()
-        self.heads = heads
-        self.scale = nn.Parameter(torch.zeros(hidden))
-        self.q = nn.Linear(hidden, hidden, bias=False)
-        self.kv = nn.Linear(hidden, 2 * hidden, bias=False)
-        self.mix = nn.Linear(hidden, hidden, bias=False)
-        nn.init.zeros_(self.mix.weight)
-
-    def forward(self, h: Tensor, context: Tensor, once: Once) -> Tensor:
-        normed = F.rms_norm(h, h.shape[-1:]) * (1 + self.scale)
-        q = _split(self.q(normed), self.heads)
-        k, v = once(self, context, lambda: self._keys_and_values(context.to(h.dtype)))
-        return self.mix(_joined(F.scaled_dot_product_attention(q, k, v)))
-
-    def _keys_and_values(self, context: Tensor) -> list[Tensor]:
-        return [_split(x, self.heads) for x in self.kv(context).chunk(2, -1)]
-
-
-def _split(x: Tensor, heads: int) -> Tensor:
-    """B M H -> B heads M H/heads."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _joined(x: Tensor) -> Tensor:
-    """B heads M H/heads -> B M H."""
-    return x.transpose(1, 2).flatten(2)
+        return self.mix(joined(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
 
 
 def _turns(length: int, width: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cdlm.parts.denoisers import require_equal_heads
+from cdlm.parts.denoisers.attention import Cross, joined, split
 from cdlm.records import Dims, Stream
 from cdlm.values import Positive, Share
 
@@ -19,14 +20,15 @@ Past: TypeAlias = list[tuple[Tensor, Tensor]]
 class Causal(nn.Module):
     """The denoiser `transformer` with causal attention, and a memory of what it has read.
 
-    A caption's place hears extra tokens and the places up to itself; extra tokens hear each other.
+    A caption's place hears extra tokens and the places up to itself; extra tokens hear each other;
+    context, where the conditioning writes it, is heard by all.
     Layers, widths and the number of weights are those of `transformer`.
     Shapes: B M H -> B M H.   Source: Vaswani et al. 2017; Radford et al. 2019 (pre-norm); Dong et
     al. 2019 (UniLM), section 2.3: a prefix that is heard by all.
     Raises CdlmError where the heads can't share `hidden`.
     """
 
-    reads: ClassVar[set[str]] = {"tokens"}
+    reads: ClassVar[set[str]] = {"tokens", "context"}
     provides: ClassVar[set[str]] = {"causal"}
 
     def __init__(
@@ -40,13 +42,13 @@ class Causal(nn.Module):
         super().__init__()
         require_equal_heads(heads, dims)
         self.positions = nn.Parameter(0.02 * torch.randn(dims.seen, dims.hidden))
-        self.layers = nn.ModuleList(_Layer(dims.hidden, heads, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(_Layer(heads, dropout, dims) for _ in range(layers))
         self.norm = nn.LayerNorm(dims.hidden)
 
     def forward(self, stream: Stream) -> Tensor:
         h, mask = stream.h + self.positions, _heard(stream)[:, None]
         for layer in self.layers:
-            h, _ = layer(h, mask, None)
+            h, _ = layer(h, mask, None, stream)
         return self.norm(h)
 
     def extend(self, stream: Stream, place: int, past: Past | None) -> tuple[Tensor, Past]:
@@ -61,7 +63,7 @@ class Causal(nn.Module):
         mask = _heard(stream)[:, new][:, None, :, read]
         memory: Past = []
         for i, layer in enumerate(self.layers):
-            h, kept = layer(h, mask, past and past[i])
+            h, kept = layer(h, mask, past and past[i], stream)
             memory.append(kept)
         return self.norm(h[:, -1:]), memory
 
@@ -81,24 +83,29 @@ def _heard(stream: Stream) -> Tensor:
 
 
 class _Layer(nn.Module):
-    def __init__(self, hidden: int, heads: int, dropout: float):
+    def __init__(self, heads: int, dropout: float, dims: Dims):
         super().__init__()
+        hidden = dims.hidden
         self.heads, self.dropout = heads, nn.Dropout(dropout)
         self.norm_attention, self.norm_mlp = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
         self.mix = nn.Linear(hidden, hidden, bias=False)
+        self.cross = Cross(heads, hidden) if "context" in dims.written else None
         self.up = nn.Linear(hidden, 4 * hidden)
         self.down = nn.Linear(4 * hidden, hidden)
 
     def forward(
-        self, h: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None
+        self, h: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None, stream: Stream
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """-> B M H; keys and values, those of `past` before its own."""
-        heads = self.qkv(self.norm_attention(h)).unflatten(2, (3, self.heads, -1))
-        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        normed = self.norm_attention(h)
+        q, k, v = (split(x, self.heads) for x in self.qkv(normed).chunk(3, -1))
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         heard = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        h = h + self.dropout(self.mix(heard.transpose(1, 2).flatten(2)))
+        h = h + self.dropout(self.mix(joined(heard)))
+        if self.cross is not None:
+            assert stream.context is not None, "the conditioning writes context, by dims.written"
+            h = h + self.dropout(self.cross(h, stream.context, stream.once))
         inner = F.gelu(self.up(self.norm_mlp(h)), approximate="tanh")
         return h + self.dropout(self.down(inner)), (k, v)

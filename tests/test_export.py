@@ -1,0 +1,88 @@
+"""A run for others: it says the same, and nothing of where it was made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from conftest import Command, Finished
+
+from cdlm import checkpoint
+from cdlm.rundir import RunDir
+
+
+def scores(path: Path) -> dict[str, float]:
+    return json.loads((path / "eval" / "val.json").read_text())["scores"]
+
+
+def test_an_exported_run_says_the_same(cdlm: Command, tiny_run: Finished, tmp_path: Path) -> None:
+    out = tmp_path / "shared" / "mine"
+    said = cdlm("export", tiny_run.path, "--out", out, "--precision", "float32")
+    assert (said.code, said.out.split(" (")[0]) == (0, f"exported: {out}")
+    assert cdlm("eval", out).code == 0
+    assert scores(out) == RunDir(tiny_run.path).summary()["scores"]
+
+
+def test_half_the_bits_by_default(cdlm: Command, tiny_run: Finished, tmp_path: Path) -> None:
+    assert cdlm("export", tiny_run.path, "--out", tmp_path / "half").code == 0
+    kept = checkpoint.find(RunDir(tmp_path / "half").checkpoints).tensors
+    assert set(kept) == {"weights"}
+    kinds = {it.dtype for it in kept["weights"].values() if it.is_floating_point()}
+    assert kinds == {torch.bfloat16}
+    assert cdlm("eval", tmp_path / "half").code == 0
+
+
+def test_it_names_no_path_and_holds_no_caption(
+    cdlm: Command, tiny_run: Finished, tmp_path: Path
+) -> None:
+    assert cdlm("export", tiny_run.path, "--out", tmp_path / "mine").code == 0
+    files = {path.name for path in (tmp_path / "mine").iterdir()}
+    assert files == {
+        "recipe.toml", "tokenizer.json", "metrics.jsonl", "summary.json", "provenance.json",
+        "checkpoints",
+    }  # fmt: skip
+    known = (tmp_path / "mine" / "provenance.json").read_text()
+    assert str(Path.cwd()) not in known
+    assert "argv" not in known
+
+
+def test_what_is_there_is_never_overwritten(
+    cdlm: Command, tiny_run: Finished, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    said = cdlm("export", tiny_run.path, "--out", tmp_path / "mine")
+    assert said.code == 2
+    assert f"{tmp_path / 'mine'}: can't write the run there" in said.err
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_a_precision_that_there_is_not(cdlm: Command, tiny_run: Finished, tmp_path: Path) -> None:
+    said = cdlm("export", tiny_run.path, "--out", tmp_path / "mine", "--precision", "bfloat")
+    assert said.code == 2
+    assert 'did you mean "bfloat16"' in said.err
+
+
+def test_an_earlier_checkpoint_is_scored_by_its_step(
+    cdlm: Command, tiny_run: Finished, tmp_path: Path
+) -> None:
+    kept = sorted(int(path.name[5:]) for path in (tiny_run.path / "checkpoints").iterdir())
+    assert len(kept) > 1
+    assert cdlm("export", tiny_run.path, "--out", tmp_path / "mine", "--step", kept[0]).code == 0
+    assert RunDir(tmp_path / "mine").last_step == kept[0]
+    assert cdlm("eval", tiny_run.path, "--step", kept[0]).code == 0
+    found = json.loads((tiny_run.path / "eval" / f"val-step={kept[0]}.json").read_text())
+    assert found["step"] == kept[0]
+    said = cdlm("eval", tiny_run.path, "--step", 1)
+    assert said.code == 2
+    assert f"there are: {', '.join(map(str, kept))}" in said.err
+
+
+def test_weights_alone_are_not_trained_on(
+    cdlm: Command, tiny_run: Finished, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "runs" / tiny_run.path.parent.name / tiny_run.path.name
+    assert cdlm("export", tiny_run.path, "--out", out).code == 0
+    said = cdlm("train", tiny_recipe, "--runs", tmp_path / "runs", "--resume")
+    assert said.code == 2
+    assert "weights alone" in said.err
