@@ -27,7 +27,9 @@ class Masked(nn.Module):
 
     Loss, in nats a position: w(t) sum_l -log p(word_l | what is left) / L over the hidden l,
     w = -alpha'(t) / (1 - alpha(t)), which is 1 / t for alpha = 1 - t. Its mean over t bounds the
-    negative log-likelihood of the caption, and is equal to it for a network that knows p.
+    negative log-likelihood of the caption, and is equal to it for a network that knows p. With
+    weighting = "even" it is the mean of -log p over the hidden words instead: no bound, and far less
+    noisy where few words are hidden.
     Sampling begins with everything hidden. From t to s a word is shown with probability
     (alpha(s) - alpha(t)) / (1 - alpha(t)), and once shown it stays ("random"); or as many as that
     gives on average are shown, where the network is surest ("confidence").
@@ -35,7 +37,8 @@ class Masked(nn.Module):
     long captions are; `predicted` is taught here, by a term `length`.
     Shapes: states are ids B L, hidden ones V.
     Source: Sahoo et al. 2024 (MDLM), eq. 10 and section 3.2; Zhu et al. 2022 (DDCap), section 3.3
-    (best first, length head, and `heard`, its concentrated attention).
+    (best first, length head, and `heard`, its concentrated attention); "even": Ghazvininejad et al.
+    2019 (Mask-Predict), section 3.
     """
 
     provides: ClassVar[set[str]] = {"times", "length_loss"}
@@ -53,11 +56,12 @@ class Masked(nn.Module):
         temperature: NonNegative = 1.0,  # of the drawn words; 0: always the likeliest
         alpha: Literal["linear", "cosine"] = "linear",  # 1 - t, or 1 - sin(pi t / 2)
         heard: Literal["all", "shown"] = "all",  # by every place: hidden places too, or not
+        weighting: Literal["bound", "even"] = "bound",  # of a caption's hidden words, over t
         dims: Dims,
     ):
         super().__init__()
         self.steps, self.order, self.temperature, self.alpha = steps, order, temperature, alpha
-        self.heard = heard
+        self.heard, self.weighting = heard, weighting
         self.hidden = nn.Parameter(0.02 * torch.randn(dims.width))  # stands for a hidden word
         self.vocab = dims.vocab
 
@@ -72,9 +76,12 @@ class Masked(nn.Module):
         ids = batch.ids.masked_fill(hidden, self.vocab)
         scores = self.log_shares(parts, ids, t, condition, mask)
         missed = -scores.gather(2, batch.ids[..., None])[..., 0].where(hidden, 0.0)
-        nelbo = self.rate(t) * missed.sum(1) / mask.sum(1)
-        parts.timesteps.observe(t, nelbo.detach())
-        terms = {"nelbo": (weight * nelbo).mean()}
+        if self.weighting == "bound":
+            nats = self.rate(t) * missed.sum(1) / mask.sum(1)
+        else:
+            nats = missed.sum(1) / hidden.sum(1).clamp(min=1)
+        parts.timesteps.observe(t, nats.detach())
+        terms = {"nelbo" if self.weighting == "bound" else "nll": (weight * nats).mean()}
         if isinstance(parts.length, Predicted):
             places = parts.length.logits(condition)
             terms["length"] = F.cross_entropy(places, batch.mask.sum(1) - 1)
