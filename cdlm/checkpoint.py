@@ -107,7 +107,7 @@ def find(folder: Path, step: int | None = None) -> Checkpoint:
         if found is None:
             raise RunError(f"{folder.parent}: there is no sound checkpoint yet; train it first")
         return found
-    there = {of: path for of, path in reversed(_saved(folder))}
+    there = dict(reversed(_saved(folder)))
     if step not in there:
         steps = ", ".join(map(str, sorted(there))) or "none"
         raise RunError(

@@ -358,8 +358,8 @@ def _pupil(job: Job) -> tuple[Learner, int, float]:
         return pupil, 0, 0.0
     if "training" not in found.tensors:
         raise RunError(
-            f"{found.path}: weights alone, as `cdlm export` leaves them: they caption, but there is "
-            "nothing to go on training with"
+            f"{found.path}: weights alone, as `cdlm export` leaves them; they caption, but there "
+            "is nothing to go on training with"
         )
     with _fitting(found, job.run):
         restore(pupil, found.tensors)

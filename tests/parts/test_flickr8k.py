@@ -71,7 +71,7 @@ def test_held_images_are_those_of_train_that_are_not_trained_on(original: Path) 
 
 
 def test_nothing_is_held_unless_asked_and_never_all(original: Path) -> None:
-    with pytest.raises(DataError, match="set dataset.held"):
+    with pytest.raises(DataError, match="to keep some of train apart"):
         Flickr8k(root=str(original)).split("held")
     with pytest.raises(DataError, match="2 of 2 training images"):
         Flickr8k(root=str(original), held=2).split("train")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
 import torch
 from cdlm_masked.masked import Masked
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from cdlm.parts.lengths import Predicted
 from cdlm.records import Batch, Condition
@@ -19,6 +20,8 @@ from cdlm.testing.whole import captioner, data, trained
 
 test_masked = conformance("process", "masked")
 test_masked_best_first = conformance("process", "masked", order="confidence", temperature=0.0)
+test_masked_revised = conformance("process", "masked", order="revised", temperature=0.0)
+test_masked_even = conformance("process", "masked", weighting="even")
 test_masked_concentrated = conformance("process", "masked", heard="shown")
 test_masked_cosine = conformance("process", "masked", alpha="cosine", steps=4)
 
@@ -47,6 +50,19 @@ class Knowing(nn.Module):
         weight = fits.all(2) * SHARES  # B captions
         table = torch.einsum("bc,clv->blv", weight, OneHot()(CAPTIONS))
         return (table / table.sum(2, keepdim=True)).log()
+
+
+class Fixed:
+    """One noise level for all."""
+
+    def __init__(self, t: float):
+        self.t = t
+
+    def __call__(self, batch: int, rng: Generator) -> tuple[Tensor, Tensor]:
+        return torch.full((batch,), self.t), torch.ones(batch)
+
+    def observe(self, t: Tensor, loss: Tensor) -> None:
+        """Nothing to learn from."""
 
 
 def knowing(**others: Any) -> Any:
@@ -125,6 +141,27 @@ def test_words_are_shown_as_alpha_says_and_then_stay(order: str, alpha: str) -> 
         wanted = float(parts.process.left(torch.tensor(after.t)))
         slack = 0.5 / L + 1e-6 if order == "confidence" else 0.02
         assert abs(share - wanted) < slack
+
+
+def test_a_word_of_which_it_was_less_sure_is_hidden_again() -> None:
+    """Of three places the surest of all is kept in the first step, the surest two in the second."""
+    process = Masked(order="revised", dims=DIMS)
+    seen, hidden = torch.ones(1, 3).bool(), torch.tensor([[False, True, True]])
+    sure = torch.tensor([[-2.0, -0.1, -1.0]])
+    steps = [(1, 2 / 3), (2 / 3, 1 / 3)]
+    stays = [process.stays(hidden, sure, seen, t, s, rng()) for t, s in steps]
+    assert torch.cat(stays).tolist() == [[True, False, True], [True, False, False]]
+
+
+def test_the_even_loss_is_the_mean_over_hidden_words() -> None:
+    """Of a network that knows nothing, log V; of a caption that is all there, 0."""
+    torch.manual_seed(0)
+    for least, wanted in ((0.9999, math.log(DIMS.vocab)), (0.0001, 0.0)):
+        level = Fixed(least)
+        parts = captioner(process=Masked(weighting="even", dims=DIMS), timesteps=level)
+        nn.init.zeros_(parts.embedding.weight)
+        nll = parts.process.loss(parts, data(parts).batch(0, 4, 0), rng())["nll"]
+        assert nll.item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_weight_is_how_fast_words_are_shown() -> None:

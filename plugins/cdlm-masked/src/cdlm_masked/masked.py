@@ -28,17 +28,20 @@ class Masked(nn.Module):
     Loss, in nats a position: w(t) sum_l -log p(word_l | what is left) / L over the hidden l,
     w = -alpha'(t) / (1 - alpha(t)), which is 1 / t for alpha = 1 - t. Its mean over t bounds the
     negative log-likelihood of the caption, and is equal to it for a network that knows p. With
-    weighting = "even" it is the mean of -log p over the hidden words instead: no bound, and far less
-    noisy where few words are hidden.
+    weighting = "even" it is the mean of -log p over the hidden words instead, 0 if there are none: no
+    bound, and far less noisy where few words are hidden.
     Sampling begins with everything hidden. From t to s a word is shown with probability
     (alpha(s) - alpha(t)) / (1 - alpha(t)), and once shown it stays ("random"); or as many as that
-    gives on average are shown, where the network is surest ("confidence").
+    gives on average are shown, where the network is surest ("confidence"); a shown word of which it
+    was less sure than of those that come later is hidden again ("revised").
+    At t = 1 all places look alike, so a denoiser must know positions themselves (`transformer`,
+    `distilbert`), not distances alone (`modern`), or all of them begin with the same word.
     No word is "hidden", and what is there is never predicted (SUBS). A recipe's `length` says how
     long captions are; `predicted` is taught here, by a term `length`.
     Shapes: states are ids B L, hidden ones V.
     Source: Sahoo et al. 2024 (MDLM), eq. 10 and section 3.2; Zhu et al. 2022 (DDCap), section 3.3
-    (best first, length head, and `heard`, its concentrated attention); "even": Ghazvininejad et al.
-    2019 (Mask-Predict), section 3.
+    (best first, length head, and `heard`, its concentrated attention); "even" and "revised":
+    Ghazvininejad et al. 2019 (Mask-Predict), sections 2 and 3.
     """
 
     provides: ClassVar[set[str]] = {"times", "length_loss"}
@@ -52,7 +55,7 @@ class Masked(nn.Module):
         self,
         *,
         steps: Positive = 20,  # of sampling, unless the caller asks for another number
-        order: Literal["random", "confidence"] = "random",  # which words are shown first
+        order: Literal["random", "confidence", "revised"] = "random",  # which words are shown first
         temperature: NonNegative = 1.0,  # of the drawn words; 0: always the likeliest
         alpha: Literal["linear", "cosine"] = "linear",  # 1 - t, or 1 - sin(pi t / 2)
         heard: Literal["all", "shown"] = "all",  # by every place: hidden places too, or not
@@ -118,6 +121,7 @@ class Masked(nn.Module):
         condition = replace(condition, once=Once({}))
         ids = torch.full_like(mask, self.vocab, dtype=torch.long)
         ids = ids.masked_fill(~mask, parts.tokenizer.pad)
+        sure = torch.zeros(mask.shape, device=mask.device)  # of the words that are shown
         yield State(x=ids, t=1.0)
         n = steps or self.steps
         for t, s in pairwise(1 - step / n for step in range(n + 1)):
@@ -127,8 +131,9 @@ class Masked(nn.Module):
                 scores = scores.masked_fill(barred, -torch.inf).log_softmax(2)
             hidden = ids == self.vocab
             estimate = ids.where(~hidden, self.drawn(scores, rng))
-            shown = hidden & self.shown(hidden, scores.amax(2), mask, t, s, rng)
-            ids = estimate.where(shown, ids)
+            sure = scores.amax(2).where(hidden, sure)
+            stays = self.stays(hidden, sure, mask, t, s, rng)
+            ids = estimate.masked_fill(mask & stays, self.vocab)
             yield State(x=ids, t=s, x0_hat=estimate)
 
     def drawn(self, scores: Tensor, rng: Generator) -> Tensor:
@@ -138,17 +143,18 @@ class Masked(nn.Module):
         shares = (scores / self.temperature).softmax(2).flatten(0, 1)
         return torch.multinomial(shares, 1, generator=rng).view(scores.shape[:2])
 
-    def shown(
+    def stays(
         self, hidden: Tensor, sure: Tensor, mask: Tensor, t: float, s: float, rng: Generator
     ) -> Tensor:
-        """Which places are shown in the step from t to s. Shapes: B L; sure, how sure it is."""
+        """Which places are hidden after the step from t to s. Shapes: B L; sure, how sure it is."""
         at, then = self.left(torch.tensor([t, s], dtype=torch.float64)).tolist()
         if self.order == "random":
             draw = torch.rand(hidden.shape, generator=rng, device=hidden.device)
-            return draw < (then - at) / (1 - at)
-        stay = (mask.sum(1) * (1 - then) + 0.5).floor()  # places that are hidden at s
-        rank = sure.masked_fill(~hidden, -torch.inf).argsort(1, descending=True).argsort(1)
-        return rank < (hidden.sum(1) - stay)[:, None]
+            return hidden & (draw >= (then - at) / (1 - at))
+        many = (mask.sum(1) * (1 - then) + 0.5).floor()
+        choice = mask if self.order == "revised" else hidden
+        rank = sure.masked_fill(~choice, torch.inf).argsort(1).argsort(1)
+        return choice & (rank < many[:, None])
 
     def words(self, parts: Parts, state: State, mask: Tensor) -> Tensor:
         """The words that are shown, and the last guess at the others; padding at first."""
