@@ -39,7 +39,7 @@ from cdlm.gallery import gallery
 from cdlm.places import cache_dir
 from cdlm.progress import Tell, silent
 from cdlm.protocols import Encoder, Metric, Split, Tokenizer
-from cdlm.recipe import Recipe
+from cdlm.recipe import Choice, Recipe
 from cdlm.records import Answers, Dims, Event, Said
 from cdlm.rundir import DRAWS, METRICS, SAMPLES, RunDir
 from cdlm.sample import captions, forbidden
@@ -54,11 +54,12 @@ AFTERWARDS = (
 )  # fmt: skip
 """What of a recipe may be set anew once its run is trained: no weight depends on it.
 
-And of its process the parameters that are so by its own word, `afterwards`.
+And of its other components the parameters that are so by their own word, `afterwards`.
 """
 
 SAMPLING = (
-    "process", "guidance", "variance", "rounding", "grid", "sampler", "constraint", "selection",
+    "process", "length", "guidance", "variance", "rounding", "grid", "sampler", "constraint",
+    "selection",
 )  # fmt: skip
 """What of it is built anew without loading the weights again."""
 
@@ -160,27 +161,31 @@ def altered(recipe: Recipe, sets: Sequence[str]) -> Recipe:
     mistakes = [
         Mistake(f"--set {key}", "this run is trained, and its weights rest on this")
         for key in dict.fromkeys(keys)
-        if key.partition(".")[0] in fixed and key.removeprefix("process.") not in free
+        if key.partition(".")[0] in fixed and key not in free
     ]
     if mistakes:
-        allowed = [name for name in AFTERWARDS if name not in recipe.without]
-        allowed += [f"process.{name}" for name in free]
+        allowed = [name for name in AFTERWARDS if name not in recipe.without] + free
         hint = f"allowed: {', '.join(allowed)}; for the rest, train another run"
         raise RecipeError([*mistakes[:-1], replace(mistakes[-1], hint=hint)])
     return after
 
 
 def _afterwards(recipe: Recipe) -> list[str]:
-    """The parameters of its process that no weight depends on."""
-    entry = plugins.load().registry.get("process", recipe.one("process").use)
-    return sorted(signature.read(entry).sets.get("afterwards", ()))
+    """The parameters of its other components that no weight depends on: "process.steps", ..."""
+    registry, free = plugins.load().registry, list[str]()
+    for kind, choice in recipe.choices.items():
+        if kind not in AFTERWARDS and isinstance(choice, Choice):
+            spec = signature.read(registry.get(kind, choice.use))
+            free += [f"{kind}.{name}" for name in sorted(spec.sets.get("afterwards", ()))]
+    return free
 
 
 def _rested_on(recipe: Recipe, free: Sequence[str]) -> dict[str, Any]:
     """What of a recipe weights depend on."""
     values = {name: it for name, it in recipe.values().items() if name not in AFTERWARDS}
-    process = {name: it for name, it in values["process"].items() if name not in free}
-    return values | {"process": process}
+    for kind, _, name in (key.partition(".") for key in free):
+        values[kind].pop(name, None)
+    return values
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from cdlm.errors import CdlmError, RecipeError, RunError
 from cdlm.progress import silent
 from cdlm.recipe import load
-from cdlm.records import Said
+from cdlm.records import Condition, Said
 from cdlm.run import (
     AFTERWARDS,
     Job,
@@ -300,6 +300,22 @@ def test_what_weights_rest_on_cannot_be_set_afterwards(tiny_run: Finished, key: 
     (mistake,) = said.value.mistakes
     assert mistake.place == f"--set {key.partition('=')[0]}"
     assert all(kind in mistake.hint for kind in AFTERWARDS)
+
+
+def test_a_length_is_drawn_in_another_way_afterwards(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Any component may say which of its parameters no weight rests on; others it keeps."""
+    sets = ['length={ use = "predicted" }', 'loss=[{ use = "mse" }, { use = "length" }]']
+    job = new_job(tiny_recipe, tmp_path, *sets, "train.steps=1")
+    train_run(job)
+    job.load_weights()
+    other = job.sampling(['length.draw="most_likely"']).parts.length
+    assert not other.sampled  # type: ignore[attr-defined]
+    assert other.head is not job.parts.length.head  # type: ignore[attr-defined]
+    given = Condition(features=torch.randn(2, *job.parts.encoder.shape()), keep=torch.ones(2) > 0)
+    one, two = (it.logits(given) for it in (other, job.parts.length))  # type: ignore[attr-defined]
+    assert torch.equal(one, two)
+    with pytest.raises(RecipeError, match=r"allowed: .*length\.draw"):
+        altered(job.recipe, ["length.inner=8"])
 
 
 def test_guidance_set_afterwards_needs_withheld_images(tiny_recipe: Path, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ class Predicted(nn.Module):
 
     needs: ClassVar[set[str]] = {"length_loss"}
     provides: ClassVar[set[str]] = {"length_head"}
+    afterwards: ClassVar[set[str]] = {"draw"}
 
     def __init__(
         self,

@@ -28,8 +28,8 @@ class Masked(nn.Module):
     Loss, in nats a position: w(t) sum_l -log p(word_l | what is left) / L over the hidden l,
     w = -alpha'(t) / (1 - alpha(t)), which is 1 / t for alpha = 1 - t. Its mean over t bounds the
     negative log-likelihood of the caption, and is equal to it for a network that knows p. With
-    weighting = "even" it is the mean of -log p over the hidden words instead, 0 if there are none: no
-    bound, and far less noisy where few words are hidden.
+    weighting = "even" it is the mean of -log p over the hidden words instead, 0 if there are none:
+    far less noisy where few words are hidden, but no bound.
     Sampling begins with everything hidden. From t to s a word is shown with probability
     (alpha(s) - alpha(t)) / (1 - alpha(t)), and once shown it stays ("random"); or as many as that
     gives on average are shown, where the network is surest ("confidence"); a shown word of which it
