@@ -34,8 +34,6 @@ class Masked(nn.Module):
     (alpha(s) - alpha(t)) / (1 - alpha(t)), and once shown it stays ("random"); or as many as that
     gives on average are shown, where the network is surest ("confidence"); a shown word of which it
     was less sure than of those that come later is hidden again ("revised").
-    At t = 1 all places look alike, so a denoiser must know positions themselves (`transformer`,
-    `distilbert`), not distances alone (`modern`), or all of them begin with the same word.
     No word is "hidden", and what is there is never predicted (SUBS). A recipe's `length` says how
     long captions are; `predicted` is taught here, by a term `length`.
     Shapes: states are ids B L, hidden ones V.
@@ -65,7 +63,8 @@ class Masked(nn.Module):
         super().__init__()
         self.steps, self.order, self.temperature, self.alpha = steps, order, temperature, alpha
         self.heard, self.weighting = heard, weighting
-        self.hidden = nn.Parameter(0.02 * torch.randn(dims.width))  # stands for a hidden word
+        # what stands for a hidden word, at each place: else all would be alike to rotary positions
+        self.hidden = nn.Parameter(0.02 * torch.randn(dims.length, dims.width))
         self.vocab = dims.vocab
 
     # ------------------------------------------------------------------------------ the way there
