@@ -72,5 +72,18 @@ def changes(before: Mapping[str, Origin], now: Mapping[str, Origin]) -> list[str
     ]
 
 
+def missing(before: Mapping[str, Origin]) -> dict[str, list[str]]:
+    """Of the distributions whose components a run was made with, those that bring none here.
+
+    -> the components that are thus missing, by the distribution's name and version.
+    """
+    registry, gone = plugins.load().registry, dict[str, list[str]]()
+    for name, origin in before.items():
+        kind, _, component = name.partition(" ")
+        if component not in registry.names(kind):
+            gone.setdefault(origin.get("owner", "?"), []).append(name)
+    return gone
+
+
 def _origin(it: Origin) -> str:
     return f"{it.get('owner', '?')} (code {it.get('code', '?')[:8]})"

@@ -148,7 +148,20 @@ def gone_unless_started(run: RunDir) -> Iterator[None]:
 
 
 def _stored(run: RunDir) -> Recipe:
-    return recipes.loads(run.recipe_text(), run.path.parent.name, place=str(run.recipe))
+    """The recipe of a run. Raises RecipeError, and RunError where it needs a plugin."""
+    try:
+        return recipes.loads(run.recipe_text(), run.path.parent.name, place=str(run.recipe))
+    except RecipeError as error:
+        gone = foreign.missing(run.provenance().get("components", {}))
+        if not gone:
+            raise
+        needs = ", ".join(f"{owner} ({', '.join(its)})" for owner, its in gone.items())
+        names = " ".join(owner.partition(" ")[0] for owner in gone)
+        raise RunError(
+            f"{run.path}: this run was made with plugins that are not installed here: {needs}\n"
+            f"    pip install {names}    (those of cdlm's own repository: pip install -e "
+            "plugins/NAME)"
+        ) from error
 
 
 def altered(recipe: Recipe, sets: Sequence[str]) -> Recipe:

@@ -243,6 +243,19 @@ def test_a_damaged_vocabulary_is_named(copy: Path, text: str) -> None:
         evaluated(copy)
 
 
+def test_a_run_of_a_plugin_that_is_not_here_names_it(copy: Path) -> None:
+    recipe, known = copy / "recipe.toml", copy / "provenance.json"
+    recipe.write_text(recipe.read_text().replace('use = "cosine"', 'use = "bent"'))
+    origin = {"owner": "cdlm-bent 0.3.0", "code": "0" * 64}
+    known.write_text(
+        json.dumps(json.loads(known.read_text()) | {"components": {"schedule bent": origin}})
+    )
+    with pytest.raises(
+        RunError, match=r"cdlm-bent 0\.3\.0 \(schedule bent\)\n.*pip install cdlm-bent"
+    ):
+        Job.open(RunDir(copy), "cpu")
+
+
 def test_another_vocabulary_is_refused(copy: Path) -> None:
     text = (copy / "tokenizer.json").read_text()
     words: dict[str, Any] = json.loads(text)
