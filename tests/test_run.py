@@ -322,7 +322,7 @@ def test_a_length_is_drawn_in_another_way_afterwards(tiny_recipe: Path, tmp_path
     train_run(job)
     job.load_weights()
     other = job.sampling(['length.draw="most_likely"']).parts.length
-    assert not other.sampled  # type: ignore[attr-defined]
+    assert other.taken == "most_likely"  # type: ignore[attr-defined]
     assert other.head is not job.parts.length.head  # type: ignore[attr-defined]
     given = Condition(features=torch.randn(2, *job.parts.encoder.shape()), keep=torch.ones(2) > 0)
     one, two = (it.logits(given) for it in (other, job.parts.length))  # type: ignore[attr-defined]

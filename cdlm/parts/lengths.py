@@ -59,7 +59,8 @@ class Predicted(nn.Module):
     """The length is predicted from the image before anything is sampled; padding is nothing.
 
     p(length) = softmax(MLP(mean_n norm(feature_n))), taught by the loss `length`; a withheld image
-    is as a feature of 0.   Shapes: -> B L.
+    is as a feature of 0. Captions that are cut in training all end at the last place, which is then
+    likely; the median does not mind.   Shapes: -> B L.
     Source: Zhu et al. 2022 (DDCap), arXiv 2211.11694, its length prediction.
     """
 
@@ -70,12 +71,12 @@ class Predicted(nn.Module):
     def __init__(
         self,
         *,
-        draw: Literal["sample", "most_likely"] = "sample",  # how a length is taken from p
+        draw: Literal["sample", "most_likely", "median"] = "sample",  # how a length is taken from p
         inner: Positive = 128,  # width of the hidden layer
         dims: Dims,
     ):
         super().__init__()
-        self.sampled = draw == "sample"
+        self.taken = draw
         self.norm = nn.LayerNorm(dims.image_width)
         self.head = nn.Sequential(
             nn.Linear(dims.image_width, inner), nn.SiLU(), nn.Linear(inner, dims.length)
@@ -91,8 +92,10 @@ class Predicted(nn.Module):
 
     def draw(self, condition: Condition, rng: Generator) -> Tensor:
         shares = self.logits(condition).softmax(1)
-        if self.sampled:
+        if self.taken == "sample":
             last = torch.multinomial(shares, 1, generator=rng)
+        elif self.taken == "median":
+            last = (shares.cumsum(1) < 0.5).sum(1, keepdim=True).clamp(max=shares.shape[1] - 1)
         else:
             last = shares.argmax(1, keepdim=True)
         return torch.arange(shares.shape[1], device=last.device) <= last

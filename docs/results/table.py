@@ -1,6 +1,6 @@
-"""Makes the tables of this folder anew from the records beside them: `python docs/results/table.py`.
+"""Makes the tables of this folder anew from the records beside them: `python table.py`.
 
-A record is what `cdlm run` leaves as summary.json, or `cdlm eval` as eval/*.json, in a run's folder,
+A record is what `cdlm run` leaves as summary.json in a run's folder, or `cdlm eval` as eval/*.json,
 copied into the folder that is called as the page is. In a page a table stands between
 
     <!-- table

@@ -54,7 +54,8 @@ def test_histogram_adds_up_batches_and_travels_with_the_weights() -> None:
 def test_predicted_draws_from_its_head_or_takes_the_most_likely() -> None:
     """A head that gives lengths 2 and 5 three chances to one."""
     features = condition(4000)
-    for draw, shares in (("sample", (0.75, 0.25)), ("most_likely", (1.0, 0.0))):
+    ways = {"sample": (0.75, 0.25), "most_likely": (1.0, 0.0), "median": (1.0, 0.0)}
+    for draw, shares in ways.items():
         part = Predicted(draw=draw, dims=DIMS).eval()  # type: ignore[arg-type]
         with torch.no_grad():
             last = part.head[-1]
@@ -63,6 +64,15 @@ def test_predicted_draws_from_its_head_or_takes_the_most_likely() -> None:
         lengths = part.draw(features, rng()).sum(1)
         found = [float((lengths == size).float().mean()) for size in (2, 5)]
         assert found == pytest.approx(shares, abs=0.03)
+
+
+def test_the_median_does_not_follow_a_spike_at_the_end() -> None:
+    part = Predicted(draw="median", dims=DIMS).eval()
+    with torch.no_grad():
+        last = part.head[-1]
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.1, 0.2, 0.25, 0.05, 0.05, 0.35]).log())
+    assert set(part.draw(condition(10), rng()).sum(1).tolist()) == {3}
 
 
 def test_predicted_and_its_loss_are_checked_together() -> None:
