@@ -3,43 +3,58 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cdlm import checkpoint
 from cdlm.errors import RunError
-from cdlm.rundir import METRICS, PROVENANCE, RECIPE, SUMMARY, RunDir, draft_folder, write_json
+from cdlm.run import altered, stored
+from cdlm.rundir import METRICS, PROVENANCE, RECIPE, RunDir, draft_folder, write_json, write_text
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-KEPT = (RECIPE, "tokenizer.json", METRICS, SUMMARY)
+KEPT = ("tokenizer.json", METRICS)
 PRIVATE = ("argv", "folder")  # of the provenance: paths of the machine that it was trained on
 
 
-def export(run: RunDir, out: Path, step: int | None, precision: torch.dtype) -> Path:
+def export(
+    run: RunDir,
+    out: Path,
+    step: int | None = None,
+    sets: Sequence[str] = (),
+    precision: torch.dtype = torch.bfloat16,
+) -> Path:
     """Write the averaged weights of the newest checkpoint, or of one step, into a new folder `out`.
 
-    Beside them stand recipe, vocabulary, learning curves, summary and provenance, less the paths of
-    this machine. It is a run like any other to `eval`, `caption`, `report` and `Captioner`; to
-    train on, the optimizer's memory is missing. Captions, and the dataset's own beside them, stay
-    behind. bfloat16 keeps 8 of 24 bits of every weight and halves the file.
-    Raises RunError where there is no such checkpoint, and where `out` exists.
+    Beside them stand the recipe with `sets` on top, vocabulary, learning curves, and provenance
+    less the paths of this machine. It is a run like any other to `eval`, `caption` and `Captioner`;
+    to train on, the optimizer's memory is missing. Captions, and those of the dataset beside them,
+    stay behind. bfloat16 keeps 8 of 24 bits of every weight and halves the file.
+    Raises RunError where there is no such checkpoint, and where `out` exists; RecipeError for sets
+    that the weights rest on.
     """
-    found = checkpoint.find(run.checkpoints, step)
+    found, recipe = checkpoint.find(run.checkpoints, step), altered(stored(run), sets)
     try:
         with draft_folder(out) as place:
             for name in KEPT:
                 if (run.path / name).is_file():
                     shutil.copyfile(run.path / name, place / name)
-            known = {key: it for key, it in run.provenance().items() if key not in PRIVATE}
-            known["git"] = {key: it for key, it in known["git"].items() if key != "diff"}
-            write_json(place / PROVENANCE, known)
+            write_text(place / RECIPE, recipe.toml())
+            write_json(place / PROVENANCE, _public(run.provenance()) | {"hash": recipe.hash})
             kept = {name: _rounded(it, precision) for name, it in found.tensors["weights"].items()}
             checkpoint.save(place / "checkpoints", found.step, {"weights": kept}, found.state, 1)
     except OSError as error:
         raise RunError(f"{out}: can't write the run there: {error.strerror or error}") from error
     return out
+
+
+def _public(known: dict[str, Any]) -> dict[str, Any]:
+    """Provenance that tells nothing of the machine's folders, nor of changes to other files."""
+    known = {key: it for key, it in known.items() if key not in PRIVATE}
+    return known | {"git": {key: it for key, it in known["git"].items() if key != "diff"}}
 
 
 def _rounded(value: Tensor, precision: torch.dtype) -> Tensor:

@@ -91,7 +91,7 @@ def begin(recipe: Recipe, root: Path, resume: bool, argv: Sequence[str]) -> RunD
     path = rundir.run_path(root, recipe.name, recipe.sets, recipe.seed, recipe.hash)
     if resume and path.exists():
         run = RunDir.open(path)
-        if _stored(run).hash != recipe.hash:
+        if stored(run).hash != recipe.hash:
             raise RunError(f"{run.recipe}: changed since the run began\n    undo that to go on")
         return run
     brought = {plugin.distribution: plugin.version for plugin in plugins.load().loaded}
@@ -147,7 +147,7 @@ def gone_unless_started(run: RunDir) -> Iterator[None]:
         raise
 
 
-def _stored(run: RunDir) -> Recipe:
+def stored(run: RunDir) -> Recipe:
     """The recipe of a run. Raises RecipeError, and RunError where it needs a plugin."""
     try:
         return recipes.loads(run.recipe_text(), run.path.parent.name, place=str(run.recipe))
@@ -217,7 +217,7 @@ class Job:
 
         Raises RunError, RecipeError, CdlmError.
         """
-        trained = _stored(run)
+        trained = stored(run)
         recipe = altered(trained, sets) if sets else trained
         for change in foreign.changes(run.provenance().get("components", {}), foreign.used(recipe)):
             log.warning("%s", change)
@@ -534,7 +534,7 @@ def answers_of(job: Job, said: list[Said]) -> Answers:
 
 def _trained_on(job: Job) -> list[str]:
     """The captions that the run's weights have seen, whatever dataset is captioned now."""
-    trained = _stored(job.run)
+    trained = stored(job.run)
     same = trained.one("dataset") == job.recipe.one("dataset")
     split = job.split("train") if same else dataset(trained).split("train")
     return [text for texts in split.captions for text in texts][: trained.train.limit or None]

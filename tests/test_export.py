@@ -9,6 +9,7 @@ import torch
 from conftest import Command, Finished
 
 from cdlm import checkpoint
+from cdlm.run import stored
 from cdlm.rundir import RunDir
 
 
@@ -39,12 +40,20 @@ def test_it_names_no_path_and_holds_no_caption(
     assert cdlm("export", tiny_run.path, "--out", tmp_path / "mine").code == 0
     files = {path.name for path in (tmp_path / "mine").iterdir()}
     assert files == {
-        "recipe.toml", "tokenizer.json", "metrics.jsonl", "summary.json", "provenance.json",
-        "checkpoints",
+        "recipe.toml", "tokenizer.json", "metrics.jsonl", "provenance.json", "checkpoints",
     }  # fmt: skip
     known = (tmp_path / "mine" / "provenance.json").read_text()
     assert str(Path.cwd()) not in known
     assert "argv" not in known
+
+
+def test_it_samples_as_it_was_told(cdlm: Command, tiny_run: Finished, tmp_path: Path) -> None:
+    argv = ("export", tiny_run.path, "--out", tmp_path / "mine", "--set")
+    assert cdlm(*argv, "sampler={use='ddim', steps=3}").code == 0
+    assert stored(RunDir(tmp_path / "mine")).one("sampler").parameters["steps"] == 3
+    assert cdlm("eval", tmp_path / "mine").code == 0
+    said = cdlm("export", tiny_run.path, "--out", tmp_path / "other", "--set", "model.hidden=8")
+    assert said.code == 2 and "its weights rest on this" in said.err
 
 
 def test_what_is_there_is_never_overwritten(

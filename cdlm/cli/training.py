@@ -15,6 +15,7 @@ from cdlm.cli.common import (
     Resume,
     RunFolder,
     Runs,
+    SamplingSets,
     Sets,
     Threads,
     app,
@@ -168,18 +169,19 @@ def export(
     precision: Annotated[
         str, typer.Option(metavar="NAME", help="Of the weights: bfloat16 or float32.")
     ] = "bfloat16",
+    set_: SamplingSets = None,
 ) -> None:
-    """Write a trained run for others: weights, recipe, vocabulary, curves, scores.
+    """Write a trained run for others: weights, recipe, vocabulary, learning curves.
 
-    Like: cdlm export RUN --out results/mine. What comes of it is a run, for eval, caption and
-    report. No captions, no optimizer's memory, no paths of this machine.
+    Like: cdlm export RUN --out results/mine --set sampler.steps=10. What comes of it is a run, for
+    eval and caption. No captions, no optimizer's memory, no paths of this machine.
     """
     from cdlm.export import PRECISIONS, export
     from cdlm.rundir import RunDir
 
     if precision not in PRECISIONS:
         raise CdlmError(f"--precision {precision}: {nearest(precision, PRECISIONS)}")
-    place = export(RunDir.open(run), out, step, PRECISIONS[precision])
+    place = export(RunDir.open(run), out, step, set_ or [], PRECISIONS[precision])
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     print(f"exported: {place} ({size / 1e6:.1f} MB)")
 
