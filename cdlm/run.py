@@ -533,11 +533,18 @@ def answers_of(job: Job, said: list[Said]) -> Answers:
 
 
 def _trained_on(job: Job) -> list[str]:
-    """The captions that the run's weights have seen, whatever dataset is captioned now."""
+    """The captions that the run's weights have seen, whatever dataset is captioned now.
+
+    They are looked for where the dataset lies now, if it has been moved.
+    """
     trained = stored(job.run)
-    same = trained.one("dataset") == job.recipe.one("dataset")
-    split = job.split("train") if same else dataset(trained).split("train")
+    then, now = (_but_for_its_place(it.one("dataset")) for it in (trained, job.recipe))
+    split = job.split("train") if then == now else dataset(trained).split("train")
     return [text for texts in split.captions for text in texts][: trained.train.limit or None]
+
+
+def _but_for_its_place(choice: Choice) -> dict[str, Any]:
+    return {name: it for name, it in choice.table().items() if name != "root"}
 
 
 def _way(recipe: Recipe) -> str:

@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 
 from cdlm.errors import CdlmError, RecipeError, RunError
 from cdlm.progress import silent
-from cdlm.recipe import load
+from cdlm.recipe import Choice, load
 from cdlm.records import Condition, Said
 from cdlm.run import (
     AFTERWARDS,
     Job,
     Stop,
+    _but_for_its_place,
     _captions,
     altered,
     answers_of,
@@ -371,6 +372,12 @@ def test_novelty_is_against_what_the_weights_have_seen(tiny_run: Finished) -> No
     flat = [text for texts in own.split("train").captions for text in texts]
     assert answers.training is not None and answers.training() == flat
     assert len(flat) > len([text for texts in job.split("train").captions for text in texts])
+
+
+def test_a_dataset_that_has_moved_is_the_same() -> None:
+    here, there = (Choice("dataset", "folder", {"root": root, "on_bad": "error"}) for root in "ab")
+    assert _but_for_its_place(here) == _but_for_its_place(there)
+    assert _but_for_its_place(here) != _but_for_its_place(Choice("dataset", "coco", {"root": "a"}))
 
 
 def test_features_of_what_is_captioned_are_there_for_any_encoder(tiny_run: Finished) -> None:
