@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cdlm.records import Batch, Condition, Dims
-from cdlm.values import Positive
+from cdlm.values import Part, Positive
 
 
 class Generated(nn.Module):
@@ -60,23 +60,24 @@ class Predicted(nn.Module):
 
     p(length) = softmax(MLP(mean_n norm(feature_n))), taught by the loss `length`; a withheld image
     is as a feature of 0. Captions that are cut in training all end at the last place, which is then
-    likely; the median does not mind.   Shapes: -> B L.
+    likely; a quantile does not mind.   Shapes: -> B L.
     Source: Zhu et al. 2022 (DDCap), arXiv 2211.11694, its length prediction.
     """
 
     needs: ClassVar[set[str]] = {"length_loss"}
     provides: ClassVar[set[str]] = {"length_head"}
-    afterwards: ClassVar[set[str]] = {"draw"}
+    afterwards: ClassVar[set[str]] = {"draw", "quantile"}
 
     def __init__(
         self,
         *,
-        draw: Literal["sample", "most_likely", "median"] = "sample",  # how a length is taken from p
+        draw: Literal["sample", "most_likely", "quantile"] = "sample",  # how a length is taken
+        quantile: Part = 0.5,  # of p; 0.5 is the median
         inner: Positive = 128,  # width of the hidden layer
         dims: Dims,
     ):
         super().__init__()
-        self.taken = draw
+        self.taken, self.quantile = draw, quantile
         self.norm = nn.LayerNorm(dims.image_width)
         self.head = nn.Sequential(
             nn.Linear(dims.image_width, inner), nn.SiLU(), nn.Linear(inner, dims.length)
@@ -94,8 +95,9 @@ class Predicted(nn.Module):
         shares = self.logits(condition).softmax(1)
         if self.taken == "sample":
             last = torch.multinomial(shares, 1, generator=rng)
-        elif self.taken == "median":
-            last = (shares.cumsum(1) < 0.5).sum(1, keepdim=True).clamp(max=shares.shape[1] - 1)
+        elif self.taken == "quantile":
+            below = (shares.cumsum(1) < self.quantile).sum(1, keepdim=True)
+            last = below.clamp(max=shares.shape[1] - 1)
         else:
             last = shares.argmax(1, keepdim=True)
         return torch.arange(shares.shape[1], device=last.device) <= last

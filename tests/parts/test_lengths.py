@@ -54,7 +54,7 @@ def test_histogram_adds_up_batches_and_travels_with_the_weights() -> None:
 def test_predicted_draws_from_its_head_or_takes_the_most_likely() -> None:
     """A head that gives lengths 2 and 5 three chances to one."""
     features = condition(4000)
-    ways = {"sample": (0.75, 0.25), "most_likely": (1.0, 0.0), "median": (1.0, 0.0)}
+    ways = {"sample": (0.75, 0.25), "most_likely": (1.0, 0.0), "quantile": (1.0, 0.0)}
     for draw, shares in ways.items():
         part = Predicted(draw=draw, dims=DIMS).eval()  # type: ignore[arg-type]
         with torch.no_grad():
@@ -66,13 +66,14 @@ def test_predicted_draws_from_its_head_or_takes_the_most_likely() -> None:
         assert found == pytest.approx(shares, abs=0.03)
 
 
-def test_the_median_does_not_follow_a_spike_at_the_end() -> None:
-    part = Predicted(draw="median", dims=DIMS).eval()
-    with torch.no_grad():
-        last = part.head[-1]
-        last.weight.zero_()
-        last.bias.copy_(torch.tensor([0.1, 0.2, 0.25, 0.05, 0.05, 0.35]).log())
-    assert set(part.draw(condition(10), rng()).sum(1).tolist()) == {3}
+def test_a_quantile_does_not_follow_a_spike_at_the_end() -> None:
+    for quantile, size in ((0.05, 1), (0.2, 2), (0.5, 3), (0.62, 5), (0.99, 6)):
+        part = Predicted(draw="quantile", quantile=quantile, dims=DIMS).eval()
+        with torch.no_grad():
+            last = part.head[-1]
+            last.weight.zero_()
+            last.bias.copy_(torch.tensor([0.1, 0.2, 0.25, 0.05, 0.05, 0.35]).log())
+        assert set(part.draw(condition(10), rng()).sum(1).tolist()) == {size}
 
 
 def test_predicted_and_its_loss_are_checked_together() -> None:

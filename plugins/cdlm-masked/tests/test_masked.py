@@ -15,13 +15,14 @@ from cdlm.parts.lengths import Predicted
 from cdlm.records import Batch, Condition
 from cdlm.sample import sample
 from cdlm.testing import conformance
-from cdlm.testing.examples import DIMS, rng
+from cdlm.testing.examples import DIMS, condition, rng, stir
 from cdlm.testing.whole import captioner, data, trained
 
 test_masked = conformance("process", "masked")
 test_masked_best_first = conformance("process", "masked", order="confidence", temperature=0.0)
 test_masked_revised = conformance("process", "masked", order="revised", temperature=0.0)
 test_masked_even = conformance("process", "masked", weighting="even")
+test_masked_beams = conformance("process", "masked", order="left", temperature=0.0, beams=3)
 test_masked_concentrated = conformance("process", "masked", heard="shown")
 test_masked_cosine = conformance("process", "masked", alpha="cosine", steps=4)
 
@@ -70,6 +71,16 @@ def knowing(**others: Any) -> Any:
     dims = DIMS.__class__(**{**vars(DIMS), "vocab": V, "width": V, "length": L})
     process = Masked(**others, dims=dims).double()
     return captioner(dims=dims, process=process, embedding=OneHot(), network=Knowing())
+
+
+def hidden(seen: Tensor) -> Tensor:
+    """Captions of which nothing is shown yet."""
+    return torch.full(seen.shape, DIMS.vocab).masked_fill(~seen, 0)
+
+
+def one(i: int) -> Condition:
+    whole = condition()
+    return Condition(features=whole.features[i : i + 1], keep=whole.keep[i : i + 1])
 
 
 def batch(ids: Tensor) -> Batch:
@@ -180,6 +191,43 @@ def test_the_likeliest_words_need_no_draw() -> None:
     seen = torch.ones(1, L, dtype=torch.bool)
     ends = {tuple(list(sample(parts, one, seen, None, rng(i)))[-1].x[0].tolist()) for i in (0, 1)}
     assert len(ends) == 1
+
+
+@pytest.mark.parametrize("order", ["left", "confidence"])
+def test_one_beam_is_the_surest_word_a_step(order: str) -> None:
+    """Two beams of which the second is never followed, against plain sampling, a word a step."""
+    torch.manual_seed(0)
+    one = captioner(process=Masked(order=order, temperature=0.0, steps=6, dims=DIMS))
+    stir(one.modules()).eval()
+    seen, given = torch.ones(3, DIMS.length).bool(), condition()
+    *_, plain = sample(one, given, seen, DIMS.length, rng())
+    found = list(one.process.searched(one, hidden(seen), given, seen))
+    assert torch.equal(found[-1].x, plain.x)
+
+
+@pytest.mark.parametrize("order", ["left", "confidence"])
+def test_as_many_beams_as_captions_find_the_likeliest_of_all(order: str) -> None:
+    parts = knowing(order=order, temperature=0.0, beams=V**L)
+    given = Condition(features=torch.zeros(2, 1, 1), keep=torch.ones(2, dtype=torch.bool))
+    *_, last = sample(parts, given, torch.ones(2, L, dtype=torch.bool), None, rng())
+    assert torch.equal(last.x, CAPTIONS[SHARES.argmax()].expand(2, L))
+
+
+def test_beams_follow_captions_of_different_lengths_each_to_its_end() -> None:
+    torch.manual_seed(0)
+    parts = captioner(process=Masked(order="left", temperature=0.0, beams=3, dims=DIMS))
+    stir(parts.modules()).eval()
+    seen = torch.arange(DIMS.length) < torch.tensor([2, 6, 4])[:, None]
+    *_, last = sample(parts, condition(), seen, None, rng())
+    assert bool((last.x[seen] < DIMS.vocab).all())
+    alone = [list(sample(parts, one(i), seen[i : i + 1], None, rng()))[-1].x[0] for i in range(3)]
+    assert torch.equal(torch.stack(alone).where(seen, 0), last.x.where(seen, 0))
+
+
+def test_beams_of_drawn_words_are_refused() -> None:
+    for wrong in ({"temperature": 1.0, "order": "left"}, {"temperature": 0.0, "order": "random"}):
+        with pytest.raises(ValueError, match="3 beams need temperature = 0"):
+            Masked(beams=3, dims=DIMS, **wrong)
 
 
 def test_hidden_places_are_heard_by_nobody_if_so_wished() -> None:

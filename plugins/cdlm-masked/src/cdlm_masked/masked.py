@@ -17,6 +17,7 @@ from cdlm.parts.lengths import Predicted
 from cdlm.records import Batch, Condition, Dims, Once, State
 from cdlm.sample import forbidden
 from cdlm.values import NonNegative, Positive
+from cdlm_masked.search import Beams
 
 if TYPE_CHECKING:
     from cdlm.compose import Parts
@@ -33,7 +34,8 @@ class Masked(nn.Module):
     Sampling begins with everything hidden. From t to s a word is shown with probability
     (alpha(s) - alpha(t)) / (1 - alpha(t)), and once shown it stays ("random"); or as many as that
     gives on average are shown, where the network is surest ("confidence"); a shown word of which it
-    was less sure than of those that come later is hidden again ("revised").
+    was less sure than of those that come later is hidden again ("revised"); "left" is word by word.
+    With beams, so many captions are followed, which show a word at the same place in every step.
     No word is "hidden", and what is there is never predicted (SUBS). A recipe's `length` says how
     long captions are; `predicted` is taught here, by a term `length`.
     Shapes: states are ids B L, hidden ones V.
@@ -47,21 +49,28 @@ class Masked(nn.Module):
         "schedule", "noise", "target", "self_conditioning", "variance", "loss", "rounding", "grid",
         "sampler",
     }  # fmt: skip
-    afterwards: ClassVar[set[str]] = {"steps", "order", "temperature"}
+    afterwards: ClassVar[set[str]] = {"steps", "order", "temperature", "beams"}
 
     def __init__(
         self,
         *,
         steps: Positive = 20,  # of sampling, unless the caller asks for another number
-        order: Literal["random", "confidence", "revised"] = "random",  # which words are shown first
+        order: Literal["random", "left", "confidence", "revised"] = "random",  # which word is first
         temperature: NonNegative = 1.0,  # of the drawn words; 0: always the likeliest
+        beams: Positive = 1,  # captions that are followed at a time; then a step shows one word
         alpha: Literal["linear", "cosine"] = "linear",  # 1 - t, or 1 - sin(pi t / 2)
         heard: Literal["all", "shown"] = "all",  # by every place: hidden places too, or not
         weighting: Literal["bound", "even"] = "bound",  # of a caption's hidden words, over t
         dims: Dims,
     ):
         super().__init__()
+        if beams > 1 and (temperature or order in ("random", "revised")):
+            raise ValueError(
+                f'{beams} beams need temperature = 0 and order = "left" or "confidence": they '
+                "follow the likeliest words, place after place"
+            )
         self.steps, self.order, self.temperature, self.alpha = steps, order, temperature, alpha
+        self.beams = beams
         self.heard, self.weighting = heard, weighting
         # what stands for a hidden word, at each place: else all would be alike to rotary positions
         self.hidden = nn.Parameter(0.02 * torch.randn(dims.length, dims.width))
@@ -116,24 +125,66 @@ class Masked(nn.Module):
     def sample(
         self, parts: Parts, condition: Condition, mask: Tensor, steps: int | None, rng: Generator
     ) -> Iterator[State]:
-        barred = forbidden(parts, mask.device)
-        condition = replace(condition, once=Once({}))
         ids = torch.full_like(mask, self.vocab, dtype=torch.long)
         ids = ids.masked_fill(~mask, parts.tokenizer.pad)
-        sure = torch.zeros(mask.shape, device=mask.device)  # of the words that are shown
         yield State(x=ids, t=1.0)
+        if self.beams > 1:
+            yield from self.searched(parts, ids, condition, mask)
+            return
+        condition, barred = replace(condition, once=Once({})), forbidden(parts, mask.device)
+        sure = torch.zeros(mask.shape, device=mask.device)  # of the words that are shown
         n = steps or self.steps
         for t, s in pairwise(1 - step / n for step in range(n + 1)):
             times = torch.full((len(ids),), t, device=ids.device)
-            scores = self.log_shares(parts, ids, times, condition, mask)
-            if barred is not None:
-                scores = scores.masked_fill(barred, -torch.inf).log_softmax(2)
+            scores = self.allowed(parts, ids, times, condition, mask, barred)
             hidden = ids == self.vocab
             estimate = ids.where(~hidden, self.drawn(scores, rng))
-            sure = scores.amax(2).where(hidden, sure)
+            sure = self.sureness(scores).where(hidden, sure)
             stays = self.stays(hidden, sure, mask, t, s, rng)
             ids = estimate.masked_fill(mask & stays, self.vocab)
             yield State(x=ids, t=s, x0_hat=estimate)
+
+    def searched(
+        self, parts: Parts, ids: Tensor, condition: Condition, mask: Tensor
+    ) -> Iterator[State]:
+        """A state for each word that is shown in all beams of an image; the best beam's."""
+        k, length = self.beams, mask.shape[1]
+        features, keep = (x.repeat_interleave(k, 0) for x in (condition.features, condition.keep))
+        condition = Condition(features=features, keep=keep, once=Once({}))
+        seen, barred = mask.repeat_interleave(k, 0), forbidden(parts, mask.device)
+        beams = Beams.of(ids, k)
+        t = 1.0
+        while t > 0:
+            hidden = beams.ids[:, 0] == self.vocab
+            times = (hidden.sum(1) / mask.sum(1)).repeat_interleave(k)
+            scores = self.allowed(parts, beams.ids.flatten(0, 1), times, condition, seen, barred)
+            scores = scores.view(len(ids), k, length, -1)
+            place = self.sureness(scores[:, 0]).masked_fill(~hidden, -torch.inf).argmax(1)
+            shares = scores[torch.arange(len(ids)), :, place]
+            estimate = beams.ids[:, 0].where(~hidden, scores[:, 0].argmax(2))
+            beams = beams.grown(shares, place, still=~hidden.any(1))
+            best = beams.ids[:, 0]
+            t = float((best == self.vocab).sum() / mask.sum())
+            yield State(x=best, t=t, x0_hat=estimate if t else best)
+
+    def allowed(
+        self,
+        parts: Parts,
+        ids: Tensor,
+        times: Tensor,
+        condition: Condition,
+        mask: Tensor,
+        barred: Tensor | None,
+    ) -> Tensor:
+        """log p of every word that may stand at a place. -> B L V."""
+        scores = self.log_shares(parts, ids, times, condition, mask)
+        return scores if barred is None else scores.masked_fill(barred, -torch.inf).log_softmax(2)
+
+    def sureness(self, scores: Tensor) -> Tensor:
+        """The places in their order: the largest is shown first. B L V -> B L."""
+        if self.order != "left":
+            return scores.amax(2)
+        return -torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[:2]).float()
 
     def drawn(self, scores: Tensor, rng: Generator) -> Tensor:
         """A word for every place, by its share. B L V -> B L."""
