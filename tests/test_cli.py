@@ -490,7 +490,7 @@ def test_eval_keeps_what_it_found_with_all_that_a_published_number_needs(
         (("{run}", "--run", "{run}"), "which run? give its folder once"),
         (
             ("{run}", "--split", "dev"),
-            'evaluate.split: expected "train" or "val" or "test", got "dev"',
+            'evaluate.split: expected "train" or "held" or "val" or "test", got "dev"',
         ),
         (("{run}", "--out", "nowhere/x.json"), "there is no folder nowhere"),
         (("{run}", "--out", "."), "it is a folder"),

@@ -171,10 +171,11 @@ def export(
     ] = "bfloat16",
     set_: SamplingSets = None,
 ) -> None:
-    """Write a trained run for others: weights, recipe, vocabulary, learning curves.
+    """Write a trained run for others, without what is private.
 
     Like: cdlm export RUN --out results/mine --set sampler.steps=10. What comes of it is a run, for
-    eval and caption. No captions, no optimizer's memory, no paths of this machine.
+    eval and caption: weights, recipe, vocabulary, learning curves; no captions, no optimizer's
+    memory, no paths of this machine.
     """
     from cdlm.export import PRECISIONS, export
     from cdlm.rundir import RunDir
