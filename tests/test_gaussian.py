@@ -14,7 +14,8 @@ from cdlm.compose import Parts
 from cdlm.gaussian import Gaussian
 from cdlm.network import Network
 from cdlm.parts.conditioning import FeatureElementwise, ImageTokens
-from cdlm.parts.denoisers.modern import Modern, _Cross
+from cdlm.parts.denoisers.attention import Cross
+from cdlm.parts.denoisers.modern import Modern
 from cdlm.parts.guidance import Scale
 from cdlm.parts.rounding import Clamp
 from cdlm.parts.samplers import Ddim, Ddpm
@@ -81,7 +82,7 @@ def test_the_images_keys_and_values_are_made_once(
         {"guidance": guidance} if guidance else {}
     )
     keys, tokens = (
-        calls(monkeypatch, _Cross, "_keys_and_values"),
+        calls(monkeypatch, Cross, "_keys_and_values"),
         calls(monkeypatch, ImageTokens, "_tokens"),
     )
     quick = texts(captioner(**others))

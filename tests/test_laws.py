@@ -328,7 +328,7 @@ breaks("denoiser", "keeps_the_shape")(
 breaks("denoiser", "never_leaks_padding")(
     lambda: _transformer(lambda self, s: s.h + s.h.mean(1, keepdim=True))
 )
-breaks("denoiser", "reads_what_it_declares")(lambda: _transformer(reads={"tokens", "context"}))
+breaks("denoiser", "reads_what_it_declares")(lambda: _transformer(reads={"tokens", "time"}))
 breaks("denoiser", "lets_time_through")(
     lambda: _transformer(lambda self, s: Transformer.forward(self, s) * _first(s.h))
 )
