@@ -107,14 +107,18 @@ def find(folder: Path, step: int | None = None) -> Checkpoint:
         if found is None:
             raise RunError(f"{folder.parent}: there is no sound checkpoint yet; train it first")
         return found
-    there = dict(reversed(_saved(folder)))
-    if step not in there:
-        steps = ", ".join(map(str, sorted(there))) or "none"
+    if step not in steps(folder):
+        there = ", ".join(map(str, steps(folder))) or "none"
         raise RunError(
-            f"{folder}: no checkpoint of step {step}\n    there are: {steps} (train.keep says how "
+            f"{folder}: no checkpoint of step {step}\n    there are: {there} (train.keep says how "
             "many stay)"
         )
-    return load(there[step])
+    return load(dict(reversed(_saved(folder)))[step])
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints that are there, sound or not, in their order."""
+    return sorted({step for step, _ in _saved(folder)})
 
 
 def load(path: Path) -> Checkpoint:

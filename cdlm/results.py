@@ -47,6 +47,7 @@ def record(job: Job, outcome: Outcome) -> dict[str, Any]:
         **{name.replace(" ", "_"): available(it) for name, it in outcome.beside.items()},
         "sampling_seconds": round(outcome.seconds, 3),
         "training_seconds": trained.get("seconds"),
+        "averaged_steps": trained.get("averaged", [outcome.step]),
         "training_processes": trained.get("processes", 1),
         "training_speed": trained.get("speed", {}),
         "parameters": sum(it.numel() for it in job.parts.modules().parameters()),

@@ -34,6 +34,21 @@ def test_half_the_bits_by_default(cdlm: Command, tiny_run: Finished, tmp_path: P
     assert cdlm("eval", tmp_path / "half").code == 0
 
 
+def test_the_mean_of_checkpoints(cdlm: Command, tiny_run: Finished, tmp_path: Path) -> None:
+    folder = RunDir(tiny_run.path).checkpoints
+    first, *_, last = checkpoint.steps(folder)
+    argv = ("export", tiny_run.path, "--precision", "float32", "--out")
+    assert cdlm(*argv, tmp_path / "mean", "--average", first).code == 0
+    said = [checkpoint.find(folder, it).tensors["weights"] for it in checkpoint.steps(folder)]
+    kept = checkpoint.find(RunDir(tmp_path / "mean").checkpoints)
+    assert kept.step == last
+    for name, value in kept.tensors["weights"].items():
+        wanted = torch.stack([it[name].double() for it in said]).mean(0)
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-6, atol=1e-7)
+    said = cdlm(*argv, tmp_path / "one", "--average", last)
+    assert said.code == 2 and "fewer than two checkpoints" in said.err
+
+
 def test_it_names_no_path_and_holds_no_caption(
     cdlm: Command, tiny_run: Finished, tmp_path: Path
 ) -> None:

@@ -166,6 +166,10 @@ def export(
     step: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="An earlier checkpoint's weights.")
     ] = None,
+    average: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="The mean of all checkpoints from step N on."),
+    ] = None,
     precision: Annotated[
         str, typer.Option(metavar="NAME", help="Of the weights: bfloat16 or float32.")
     ] = "bfloat16",
@@ -182,7 +186,7 @@ def export(
 
     if precision not in PRECISIONS:
         raise CdlmError(f"--precision {precision}: {nearest(precision, PRECISIONS)}")
-    place = export(RunDir.open(run), out, step, set_ or [], PRECISIONS[precision])
+    place = export(RunDir.open(run), out, step, average, set_ or [], PRECISIONS[precision])
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     print(f"exported: {place} ({size / 1e6:.1f} MB)")
 
