@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def keep(job: Job, outcome: Outcome, sets: Sequence[str]) -> Path:
     others = [text for text in sets if text.partition("=")[0].strip() != "evaluate.split"]
     if outcome.step != job.run.last_step:
         others.append(f"step={outcome.step}")
-    options = f"-{rundir.options_slug(others)}" if others else ""
+    options = f"-{_slug(others)}" if others else ""
     place = job.run.path / FOLDER / f"{job.recipe.evaluate.split}{options}.json"
     lines = b"".join(rundir.line(it) for it in records(outcome.answers, outcome.said))
     try:
@@ -83,6 +84,14 @@ def keep(job: Job, outcome: Outcome, sets: Sequence[str]) -> Path:
     except OSError as error:
         raise RunError(f"{place}: can't keep the result: {error.strerror}") from error
     return place
+
+
+def _slug(options: Sequence[str]) -> str:
+    """The options in a file's name; many are cut short, and told apart by a hash."""
+    name, room = rundir.options_slug(options), rundir.SLUG_CHARS - 9
+    if len(name) <= room:
+        return name
+    return f"{name[:room]}-{sha256(repr(sorted(options)).encode()).hexdigest()[:8]}"
 
 
 # ------------------------------------------------------------------------------ COCO's own form

@@ -12,7 +12,7 @@ from conftest import Finished
 from cdlm.errors import DataError, RunError
 from cdlm.evaluate import available, evaluate
 from cdlm.records import Answers
-from cdlm.results import coco_results, keep, published, read_answers
+from cdlm.results import _slug, coco_results, keep, published, read_answers
 from cdlm.run import Job, evaluate_run
 from cdlm.rundir import RunDir
 
@@ -101,3 +101,11 @@ def test_the_file_that_coco_brings_is_scored_as_coco_caption_scores_it() -> None
         },
         rel=1e-12,
     )
+
+
+def test_names_of_many_options_are_told_apart() -> None:
+    """Also where they differ behind what a name has room for."""
+    many = ["process.beams=5", "metric=[{use='bleu'},{use='meteor'}]", "process.penalty=1.5"]
+    names = {_slug([*many, "process.order=left", f"step={step}"]) for step in (240, 2400)}
+    assert len(names) == 2 and all(len(name) <= 60 for name in names)
+    assert _slug(["step=240"]) == "step=240"
