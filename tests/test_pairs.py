@@ -89,13 +89,14 @@ OPTIONS: dict[Item, dict[str, Any]] = {  # what a component can't do without, or
 # --------------------------------------------------------------- what goes together and what not
 
 DEAF = {"linear"}  # hears no token but its own
-NARROW = {"distilbert", "transformer", "linear"}  # read neither time nor context
+TIMELESS = {"distilbert", "transformer", "linear"}  # have no adaptive norms
+BLIND = {"distilbert", "linear"}  # have no cross-attention
 NO_TEXTS = {"features"}  # encoders without features of captions
 READY = {"features", "paired_features"}  # encoders that can't read what is sampled
 APART: list[tuple[Item, str, set[str]]] = [  # a component, a kind, and whom of it it can't stand
-    (("conditioning", "time_norm"), "denoiser", NARROW),
-    (("conditioning", "feature_norm"), "denoiser", NARROW),
-    (("conditioning", "cross_attention"), "denoiser", NARROW),
+    (("conditioning", "time_norm"), "denoiser", TIMELESS),
+    (("conditioning", "feature_norm"), "denoiser", TIMELESS),
+    (("conditioning", "cross_attention"), "denoiser", BLIND),
     (("conditioning", "extra_token"), "denoiser", DEAF),
     (("conditioning", "time_token"), "denoiser", DEAF),
     (("conditioning", "text_token"), "denoiser", DEAF),
