@@ -107,13 +107,14 @@ def find(folder: Path, step: int | None = None) -> Checkpoint:
         if found is None:
             raise RunError(f"{folder.parent}: there is no sound checkpoint yet; train it first")
         return found
-    if step not in steps(folder):
-        there = ", ".join(map(str, steps(folder))) or "none"
+    there = dict(reversed(_saved(folder)))
+    if step not in there:
+        names = ", ".join(map(str, there)) or "none"
         raise RunError(
-            f"{folder}: no checkpoint of step {step}\n    there are: {there} (train.keep says how "
+            f"{folder}: no checkpoint of step {step}\n    there are: {names} (train.keep says how "
             "many stay)"
         )
-    return load(dict(reversed(_saved(folder)))[step])
+    return load(there[step])
 
 
 def steps(folder: Path) -> list[int]:

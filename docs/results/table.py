@@ -44,7 +44,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _scores(records: list[tuple[str, str, dict[str, Any]]]) -> Iterator[str]:
-    """A row for each record, the best of each column's single samples not marked: N is small."""
+    """A row for each record: its scores, how fast it was sampled, and how large its model is."""
     yield "| | " + " | ".join(COLUMNS.values()) + " | N | ms a caption | weights |"
     yield "|---" * (len(COLUMNS) + 4) + "|"
     for _, what, record in records:
