@@ -377,6 +377,12 @@ def test_clip_score(law: Law, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @every_law("encoder")
+def test_joined(law: Law, feature_file: Path) -> None:
+    ready = {"use": "features", "path": str(feature_file)}
+    law(build("encoder", "joined", of=[ready, ready]))
+
+
+@every_law("encoder")
 def test_paired_features(law: Law, feature_file: Path, caption_file: Path) -> None:
     paths = {"path": str(feature_file), "captions": str(caption_file)}
     law(build("encoder", "paired_features", **paths))

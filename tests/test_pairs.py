@@ -56,6 +56,12 @@ OPTIONS: dict[Item, dict[str, Any]] = {  # what a component can't do without, or
     ("dataset", "shapes"): {"train": 4, "held_out": 3},
     ("encoder", "open_clip"): {"model": "cdlm:shapes_clip"},
     ("encoder", "features"): {"path": "{files}/images.safetensors"},
+    ("encoder", "joined"): {
+        "of": [
+            {"use": "features", "path": "{files}/images.safetensors"},
+            {"use": "open_clip", "model": "cdlm:shapes_clip"},
+        ]
+    },
     ("encoder", "paired_features"): {
         "path": "{files}/images.safetensors",
         "captions": "{files}/captions.safetensors",
@@ -91,8 +97,8 @@ OPTIONS: dict[Item, dict[str, Any]] = {  # what a component can't do without, or
 DEAF = {"linear"}  # hears no token but its own
 TIMELESS = {"distilbert", "transformer", "linear"}  # have no adaptive norms
 BLIND = {"distilbert", "linear"}  # have no cross-attention
-NO_TEXTS = {"features"}  # encoders without features of captions
-READY = {"features", "paired_features"}  # encoders that can't read what is sampled
+NO_TEXTS = {"features", "joined"}  # encoders without features of captions
+READY = {"features", "joined", "paired_features"}  # encoders that can't read what is sampled
 APART: list[tuple[Item, str, set[str]]] = [  # a component, a kind, and whom of it it can't stand
     (("conditioning", "time_norm"), "denoiser", TIMELESS),
     (("conditioning", "feature_norm"), "denoiser", TIMELESS),

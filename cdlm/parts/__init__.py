@@ -21,6 +21,7 @@ BUILT_IN = {
     "encoder": {
         "open_clip": "cdlm.parts.encoders.open_clip:OpenClip",
         "features": "cdlm.parts.encoders.features:Features",
+        "joined": "cdlm.parts.encoders.joined:Joined",
         "paired_features": "cdlm.parts.encoders.features:PairedFeatures",
     },
     "tokenizer": {

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from cdlm.errors import CdlmError, DataError
 from cdlm.parts.datasets.shapes.dataset import Shapes
 from cdlm.parts.encoders.features import Features, PairedFeatures
+from cdlm.parts.encoders.joined import Joined
 from cdlm.parts.encoders.open_clip import OpenClip
 from cdlm.places import assets_dir
 
@@ -414,6 +416,43 @@ def test_features_of_images_read_no_captions(tmp_path: Path) -> None:
     encoder = write_features(tmp_path / "f.safetensors", torch.ones(3, 4))
     with pytest.raises(CdlmError, match="paired_features"):
         encoder.texts(["a dog"])
+
+
+# --------------------------------------------------------------------------------------- joined
+
+
+def test_a_pooled_feature_stands_beside_every_token_of_a_grid(tmp_path: Path) -> None:
+    grid = write_features(tmp_path / "grid.safetensors", torch.randn(3, 4, 6))
+    pooled = write_features(tmp_path / "pooled.safetensors", 100 * torch.randn(3, 5))
+    both = Joined(of=[grid, pooled])
+    ids = IDS[1::-1]
+    found = both.lookup(ids)
+    assert found is not None and found.shape == (2, *both.shape()) == (2, 4, 11)
+    assert torch.equal(found[..., :6], F.layer_norm(grid.lookup(ids), [6]))
+    assert torch.equal(found[..., 6:], F.layer_norm(pooled.lookup(ids), [5]).expand(-1, 4, -1))
+    assert both.identity() != Joined(of=[pooled, grid]).identity()
+
+
+def test_joined_encoders_have_equally_many_tokens_or_one(tmp_path: Path) -> None:
+    one = write_features(tmp_path / "one.safetensors", torch.randn(3, 4, 6))
+    other = write_features(tmp_path / "other.safetensors", torch.randn(3, 9, 6))
+    with pytest.raises(ValueError, match="4 x 6, 9 x 6; expected 1 token or as many"):
+        Joined(of=[one, other])
+    with pytest.raises(ValueError, match="two encoders or more, got 1"):
+        Joined(of=[one])
+
+
+def test_joined_encoders_of_which_one_computes(tmp_path: Path, folder: Path) -> None:
+    clip = OpenClip(model=str(folder))
+    both = Joined(of=[clip, clip])
+    assert both.lookup(IDS[:1]) is None
+    images = pictures(2)
+    assert torch.equal(
+        both.encode(images)[..., : clip.shape()[1]],
+        F.layer_norm(clip.encode(images), [clip.shape()[1]]),
+    )
+    ready = write_features(tmp_path / "f.safetensors", torch.randn(3, 6))
+    assert Joined(of=[clip, ready]).lookup(IDS[:1]) is None
 
 
 # ------------------------------------------------------------------------------------- captions
