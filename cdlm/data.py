@@ -25,6 +25,7 @@ class Captions:
     features: Tensor  # images N C; in main memory where the device is too small
     weights: tuple[float, ...] = ()  # captions: how often each comes, against the others; or equal
     texts: Tensor | None = None  # captions 1 C, where a part needs the captions' own features
+    pictured: Tensor | None = None  # images, bool: which have a photo; None: all
 
     @classmethod
     def of(
@@ -51,6 +52,7 @@ class Captions:
             resident(features, device),
             () if len(set(weights)) == 1 else tuple(weights),
             None if texts is None else texts[first].to(device),
+            None if all(split.pictured) else torch.tensor(split.pictured, device=device),
         )
 
     def batch(self, k: int, size: int, seed: int) -> Batch:
@@ -66,6 +68,7 @@ class Captions:
             mask=self.mask[rows],
             features=self.features[owner.to(self.features.device)].to(owner.device),
             text=None if self.texts is None else self.texts[rows],
+            pictured=None if self.pictured is None else self.pictured[owner],
         )
 
     def _rows(self, start: int, size: int, seed: int) -> Tensor:

@@ -19,6 +19,7 @@ from cdlm.progress import Tell, silent
 from cdlm.rundir import write_bytes
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from cdlm.protocols import Encoder, Split
@@ -32,12 +33,17 @@ TEXTS_AT_ONCE = 1024
 def features(encoder: Encoder, split: Split, cache: Path | None, tell: Tell = silent) -> Tensor:
     """The feature of every image of a split: len(split.ids) N C, float32 on the CPU.
 
-    Ready features are looked up. Others are read from `cache`, or computed and left there. A
-    cache file is named by all that changes its values (`encoder.identity()`, `split.fingerprint`),
-    and used only if its names and its checksum are right. Values differ in the last digits between
-    devices and batch sizes, which are not part of the name.
+    What has no photo gets zeros. Ready features are looked up. Others are read from `cache`, or
+    computed and left there. A cache file is named by all that changes its values
+    (`encoder.identity()`, `split.fingerprint`), and used only if its names and its checksum are
+    right. Values differ in the last digits between devices and batch sizes, which are not part of
+    the name.
     Errors: DataError for photos that can't be read; CdlmError for features that aren't finite.
     """
+    if not all(split.pictured):
+        table = torch.zeros(len(split.ids), *encoder.shape())
+        table[torch.tensor(split.pictured)] = features(encoder, _Pictured(split), cache, tell)
+        return table
     ready = encoder.lookup(split.ids)
     if ready is not None:
         return ready
@@ -45,6 +51,23 @@ def features(encoder: Encoder, split: Split, cache: Path | None, tell: Tell = si
         return _compute(encoder, split, tell)
     about = {"encoder": encoder.identity(), "split": split.fingerprint}
     return _kept(cache, about, split.ids, lambda: _compute(encoder, split, tell))
+
+
+class _Pictured:
+    """Of a split the images that have photos."""
+
+    def __init__(self, split: Split):
+        self._split = split
+        self._rows = [row for row, there in enumerate(split.pictured) if there]
+        self.ids = [split.ids[row] for row in self._rows]
+        self.captions = [split.captions[row] for row in self._rows]
+        self.truths = [split.truths[row] for row in self._rows]
+        self.weights = [split.weights[row] for row in self._rows]
+        self.pictured = [True] * len(self._rows)
+        self.fingerprint = split.fingerprint
+
+    def images(self, indices: Sequence[int]) -> list[Image]:
+        return self._split.images([self._rows[index] for index in indices])
 
 
 def text_features(

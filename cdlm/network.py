@@ -71,10 +71,15 @@ class Network(nn.Module):
 
 
 def withhold(batch: Batch, drop: float, rng: Generator) -> Condition:
-    """What the captions of a batch are conditioned on; a share `drop` goes without its image."""
+    """What the captions of a batch are conditioned on; a share `drop` goes without its image.
+
+    So do all that have no photo.
+    """
     features = batch.features
-    draw = torch.rand(len(features), generator=rng, device=features.device)
-    return Condition(features=features, keep=draw >= drop, text=batch.text)
+    keep = torch.rand(len(features), generator=rng, device=features.device) >= drop
+    if batch.pictured is not None:
+        keep &= batch.pictured
+    return Condition(features=features, keep=keep, text=batch.text)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class Split(Protocol):
     captions: list[list[str]]  # of each image, at least one
     truths: list[Any]  # of each image: what is known beyond captions, or None
     weights: list[float]  # of each image: how often training sees its captions; 1 unless mixed
+    pictured: list[bool]  # of each image: whether there is a photo; if not, training withholds it
 
     @property
     def fingerprint(self) -> str:

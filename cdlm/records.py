@@ -81,6 +81,7 @@ class Batch:
     mask: Tensor  # B L, bool: True up to and including the end-of-caption token
     features: Tensor  # B N C
     text: Tensor | None = None  # B 1 C: the encoder's feature of the caption, where a part needs it
+    pictured: Tensor | None = None  # B, bool: whether there is a photo; None: of all
     image_id: list[str] = field(default_factory=list)
 
 

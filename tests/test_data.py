@@ -22,6 +22,7 @@ class Few:
     ids: tuple[str, ...] = ("x", "y", "z")
     fingerprint: str = "few"
     weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    pictured: tuple[bool, ...] = (True, True, True)
 
     @property
     def captions(self) -> list[list[str]]:

@@ -30,6 +30,7 @@ class Squares:
         self.ids = [f"é{i}.jpg" for i in range(self.count)]
         self.captions = [["a square"] for _ in self.ids]
         self.truths: list[Any] = [None] * self.count
+        self.pictured = [True] * self.count
 
     def images(self, indices: Sequence[int]) -> list[Image.Image]:
         self.opened += indices

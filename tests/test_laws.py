@@ -630,6 +630,7 @@ breaks("dataset", "keeps_splits_apart")(
 )
 breaks("dataset", "names_its_splits")(lambda: _shapes(_set(fingerprint="the same")))
 breaks("dataset", "weighs_every_image")(lambda: _shapes(_set(weights=[0.0] * 6)))
+breaks("dataset", "is_judged_on_photos")(lambda: _shapes(_set(pictured=[False] * 6)))
 breaks("dataset", "repeats")(lambda: _shapes(_counting()))
 breaks("dataset", "gives_the_images_asked_for")(
     lambda: _shapes(

@@ -70,6 +70,13 @@ def check_dataset_weighs_every_image(dataset: Dataset) -> None:
         assert good, f"{name}: a weight that is no number above 0"
 
 
+def check_dataset_is_judged_on_photos(dataset: Dataset) -> None:
+    """It says of every image whether there is a photo; only training has captions without."""
+    for name, split in _splits(dataset).items():
+        assert len(split.pictured) == len(split.ids), f"{name}: {len(split.pictured)} pictured"
+        assert name == "train" or all(split.pictured), f"{name}: images that have no photo"
+
+
 def check_dataset_repeats(dataset: Dataset) -> None:
     """Asked twice, a split has the same ids, captions, fingerprint and pixels."""
     for name in _splits(dataset):

@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from cdlm.data import Captions
 from cdlm.errors import CdlmError, DataError
+from cdlm.features import features
+from cdlm.network import withhold
 from cdlm.parts.datasets.captioned import hash_split
 from cdlm.parts.datasets.coco import Coco
 from cdlm.parts.datasets.flickr8k import Flickr8k
 from cdlm.parts.datasets.flickr30k import Flickr30k
 from cdlm.parts.datasets.folder import Folder
 from cdlm.parts.datasets.mix import Mix, photo
+from cdlm.parts.encoders.features import Features
 from cdlm.parts.tokenizers import Words
 
 SPLITS = {"train": ["100010.jpg", "100020.jpg"], "val": ["100030.jpg"], "test": ["100040.jpg"]}
@@ -266,8 +271,6 @@ def test_weights_say_how_often_captions_come(flickr8k: Path, flickr30k: Path) ->
     assert split.weights == [4.0, 1.0]
     tokenizer = Words()
     tokenizer.fit([text for texts in split.captions for text in texts])
-    import torch
-
     data = Captions.of(split, torch.arange(2.0).view(2, 1, 1), tokenizer, 8, 0, "cpu")
     seen = torch.cat([data.batch(k, 50, seed=0).features for k in range(40)])
     assert float((seen == 0).float().mean()) == pytest.approx(12 / 14, abs=0.03)
@@ -305,6 +308,50 @@ def test_a_mixture_of_nothing_or_with_other_weights(flickr8k: Path) -> None:
         Mix(of=[])
     with pytest.raises(ValueError, match="expected 1 numbers above 0"):
         Mix(of=[Flickr8k(root=str(flickr8k))], weights=[1.0, 2.0])
+    with pytest.raises(ValueError, match="one of them true"):
+        Mix(of=[Flickr8k(root=str(flickr8k))], photos=[False])
+
+
+def test_captions_without_their_photos_are_trained_on_alone(
+    flickr8k: Path, flickr30k: Path
+) -> None:
+    """No feature is asked for them, every batch withholds it, and nothing else knows of them."""
+    parts = [Flickr8k(root=str(flickr8k)), Flickr30k(root=str(flickr30k))]
+    mix = Mix(of=parts, photos=[True, False], on_leak="drop")
+    train = mix.split("train")
+    assert (train.ids, train.pictured) == (
+        ["200010_0a1b2c3d4e.jpg", "100010.jpg"],
+        [True, False],
+    )
+    assert mix.split("val").ids == ["100020_aaaaaaaaaa.jpg"]
+    path = tmp_file(flickr8k, train.ids[:1])
+    table = features(Features(path=str(path)), train, None)
+    assert table[:, 0, 0].tolist() == [1, 0]
+    tokenizer = Words()
+    tokenizer.fit([text for texts in train.captions for text in texts])
+    batch = Captions.of(train, table, tokenizer, 8, 0, "cpu").batch(0, 50, seed=0)
+    keep = withhold(batch, 0.0, torch.Generator()).keep
+    assert torch.equal(keep, batch.features[:, 0, 0] == 1) and 0 < int(keep.sum()) < 50
+
+
+def tmp_file(folder: Path, ids: list[str]) -> Path:
+    path = folder / "features.safetensors"
+    save_file({"features": torch.ones(len(ids), 3)}, path, {"image_ids": json.dumps(ids)})
+    return path
+
+
+def test_photos_that_one_dataset_keeps_apart_are_in_no_other_s_training(
+    flickr8k: Path, flickr30k: Path
+) -> None:
+    """Flickr8k's `held` too, though no other has such a split."""
+    with (flickr8k / "Flickr_8k.trainImages.txt").open("a") as file:
+        file.write("100010_cccccccccc.jpg\n")
+    with (flickr8k / "Flickr8k.token.txt").open("a") as file:
+        file.write("100010_cccccccccc.jpg#0\ta held caption .\n")
+    parts = [Flickr8k(root=str(flickr8k), held=1), Flickr30k(root=str(flickr30k))]
+    mix = Mix(of=parts, photos=[True, False], on_leak="drop")
+    assert mix.split("train").ids == ["200010_0a1b2c3d4e.jpg"]
+    assert mix.split("held").ids == ["100010_cccccccccc.jpg"]
 
 
 def test_a_split_that_is_missing_can_not_be_searched_for_leaks(

@@ -42,10 +42,12 @@ class PhotoSplit:
     dropped: list[Drop] = field(default_factory=list)  # lines of the caption file; images of this
     truths: list[Any] = field(init=False)
     weights: list[float] = field(init=False)
+    pictured: list[bool] = field(init=False)
 
     def __post_init__(self) -> None:
         self.truths = [None] * len(self.ids)
         self.weights = [1.0] * len(self.ids)
+        self.pictured = [True] * len(self.ids)
 
     @cached_property
     def fingerprint(self) -> str:

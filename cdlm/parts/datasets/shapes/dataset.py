@@ -63,6 +63,7 @@ class ShapesSplit:
         self.ids = [f"{name}-{i:06d}" for i in range(len(self.truths))]
         draw = random.Random(f"{dataset.seed} {name}")
         self.weights = [1.0] * len(self.ids)
+        self.pictured = [True] * len(self.ids)
         self.captions = [_captions(scene, dataset, draw) for scene in self.truths]
         self.fingerprint = _fingerprint(dataset, name)
 

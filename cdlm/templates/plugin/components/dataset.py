@@ -49,6 +49,7 @@ class Stripes:
         ]
         self.truths: list[Any] = [None] * len(scenes)
         self.weights = [1.0] * len(scenes)
+        self.pictured = [True] * len(scenes)
 
     @property
     def fingerprint(self) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from cdlm.network import withhold
 from cdlm.records import Batch, Condition, Dims, Once, State
 from cdlm.sample import forbidden
 from cdlm.values import NonNegative, Positive
@@ -56,9 +57,7 @@ class Autoregressive(nn.Module):
 
     def loss(self, parts: Parts, batch: Batch, rng: Generator) -> dict[str, Tensor]:
         scored = parts.length.mask(batch) & batch.mask
-        keep = torch.ones(len(scored), dtype=torch.bool, device=scored.device)
-        condition = Condition(features=batch.features, keep=keep, text=batch.text)
-        logits = self.logits(parts, batch.ids, condition)
+        logits = self.logits(parts, batch.ids, withhold(batch, 0.0, rng))
         missed = F.cross_entropy(logits.transpose(1, 2), batch.ids, reduction="none")
         return {"nll": (missed.where(scored, 0.0).sum(1) / scored.sum(1)).mean()}
 
