@@ -57,6 +57,8 @@ class TrainTable:
     precision: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic
     compile: bool = False  # the network by torch.compile: minutes at first, then faster on a GPU
     log_every: Positive = 50  # steps between two lines of metrics.jsonl
+    validate_every: Count = 0  # steps between two looks at captions not trained on; 0: none
+    validate_on: Literal["held", "val"] = "val"  # the split that they are of
     checkpoint_every: Positive = 500  # steps between two checkpoints
     keep: Positive = 3  # checkpoints that are kept
 

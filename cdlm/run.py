@@ -357,10 +357,14 @@ def train_run(job: Job, tell: Tell = silent) -> None:
         job.run.rewind(first)
     if first == job.recipe.train.steps:
         return
+    plan = job.recipe.train
     with ranks.first():
-        data = _captions(job, tell)
+        data = _captions(job, "train", plan.limit, tell)
+        unseen = _captions(job, plan.validate_on, 0, tell) if plan.validate_every else None
+    _warn_of_cuts(job, data)
+    events = train(job.parts, pupil, data, plan, job.recipe.seed, first, unseen)
     with Stop().listening() as stop:
-        _train(job, pupil, data, first, seconds, stop, tell)
+        _follow(events, job, pupil, first, seconds, stop, tell)
 
 
 def _pupil(job: Job) -> tuple[Learner, int, float]:
@@ -386,43 +390,50 @@ def _pupil(job: Job) -> tuple[Learner, int, float]:
     return pupil, found.step, found.state.get("seconds", 0.0)
 
 
-def _captions(job: Job, tell: Tell) -> Captions:
-    """The training captions. Warns where some are longer than the model's."""
-    split, tokenizer, length = job.split("train"), job.parts.tokenizer, job.recipe.model.length
-    limit = job.recipe.train.limit
-    flat = [text for texts in split.captions for text in texts][: limit or None]
+def _captions(job: Job, name: str, limit: int, tell: Tell) -> Captions:
+    """The first captions of a split, all with limit = 0, beside their images' features."""
+    split, tokenizer, length = job.split(name), job.parts.tokenizer, job.recipe.model.length
     texts = None
     if any("texts" in getattr(mode, "needs", ()) for mode in job.parts.network.conditioning):
-        texts = text_features(job.parts.encoder, flat, cache_dir(), tell)
-    features = job.features("train", tell)
-    data = Captions.of(split, features, tokenizer, length, limit, job.device, texts)
+        texts = text_features(job.parts.encoder, _flat(split, limit), cache_dir(), tell)
+    features = job.features(name, tell)
+    return Captions.of(split, features, tokenizer, length, limit, job.device, texts)
+
+
+def _flat(split: Split, limit: int) -> list[str]:
+    return [text for texts in split.captions for text in texts][: limit or None]
+
+
+def _warn_of_cuts(job: Job, data: Captions) -> None:
+    """Some captions may be longer than the model's."""
+    flat, length = _flat(job.split("train"), job.recipe.train.limit), job.recipe.model.length
     full = [flat[i] for i in data.mask[:, -1].nonzero().flatten().tolist()]
-    sizes = tokenizer.encode(full, 1 + max(map(len, full), default=0))[1].sum(1).tolist()
+    encoded = job.parts.tokenizer.encode(full, 1 + max(map(len, full), default=0))
+    sizes = encoded[1].sum(1).tolist()
     if cut := sum(size > length for size in sizes):
         log.warning(
             f"{cut:,} of {len(flat):,} training captions are cut: they have up to {max(sizes)} "
             f"tokens with their end, and model.length = {length}"
         )
-    return data
 
 
-def _train(
+def _follow(
+    events: Iterator[Event],
     job: Job,
     pupil: Learner,
-    data: Captions,
     first: int,
     seconds: float,
     stop: Stop,
     tell: Tell,
 ) -> None:
-    """Train from step `first` on, on which `seconds` have been spent before.
+    """Write down what training says, from step `first` on; `seconds` have been spent before.
 
     Of several processes the first one writes and speaks; all stop at the same step.
     """
     plan = job.recipe.train
     meter = Meter.of(job.parts, plan, job.device)
-    loss = ""
-    for event in train(job.parts, pupil, data, plan, job.recipe.seed, first):
+    said = {"loss": "", "validation_loss": ""}
+    for event in events:
         stepped = event.name == "step" and event.step < plan.steps
         halt = ranks.agreed(stop.number) if stepped else 0
         if ranks.rank() == 0:
@@ -434,10 +445,11 @@ def _train(
         if halt:
             ranks.agreed(0)  # until all is saved
             raise Interrupted(str(job.run.path), halt, event.step)
-        if event.name == "loss":
-            loss = f"loss {event.value:.3f}, "
+        if event.name in said:
+            said[event.name] = f"{event.name.replace('_loss', '')} {event.value:.3f}, "
         if event.name == "step":
-            tell("training", event.step, plan.steps, loss + meter.read(event.step - first))
+            pace = meter.read(event.step - first)
+            tell("training", event.step, plan.steps, "".join(said.values()) + pace)
 
 
 def _save(job: Job, pupil: Learner, step: int, seconds: float, speed: dict[str, float]) -> None:
@@ -540,7 +552,7 @@ def _trained_on(job: Job) -> list[str]:
     trained = stored(job.run)
     then, now = (_but_for_its_place(it.one("dataset")) for it in (trained, job.recipe))
     split = job.split("train") if then == now else dataset(trained).split("train")
-    return [text for texts in split.captions for text in texts][: trained.train.limit or None]
+    return _flat(split, trained.train.limit)
 
 
 def _but_for_its_place(choice: Choice) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from cdlm.compose import Parts
     from cdlm.recipe import TrainTable
 
+
+VALIDATED = 1024  # captions of which the validation loss is the mean
 
 # ------------------------------------------------------------------------------------ the learner
 
@@ -82,11 +85,18 @@ def restore(learner: Learner, tensors: dict[str, dict[str, Tensor]]) -> None:
 
 
 def train(
-    parts: Parts, learner: Learner, data: Captions, plan: TrainTable, seed: int, first: int = 0
+    parts: Parts,
+    learner: Learner,
+    data: Captions,
+    plan: TrainTable,
+    seed: int,
+    first: int = 0,
+    unseen: Captions | None = None,
 ) -> Iterator[Event]:
     """Train from step `first` on, yielding events; "step" after every step, "checkpoint" when due.
 
-    All randomness of a step comes from (seed, step), so a resumed run is the same run.
+    With captions that are `unseen`, "validation_loss" and its terms every `plan.validate_every`
+    steps. All randomness of a step comes from (seed, step), so a resumed run is the same run.
     Several processes share every step; see `cdlm.ranks`.
     Raises CdlmError where loss or gradient is not finite; the step is not taken.
     """
@@ -105,6 +115,8 @@ def train(
             raise CdlmError(_diverged(step, terms, norm))
         learner.optimizer.step()
         _average(learner, plan.ema, step)
+        if unseen and _due(step + 1, plan.validate_every, plan):
+            yield from _validated(parts, learner, unseen, plan.batch, step + 1)
         yield from _events(step + 1, plan, terms, norm, rate)
 
 
@@ -177,16 +189,51 @@ def _average(learner: Learner, decay: float, step: int) -> None:
 def _events(
     done: int, plan: TrainTable, terms: dict[str, Tensor], norm: Tensor, rate: float
 ) -> Iterator[Event]:
-    last = done == plan.steps
-    if last or done % plan.log_every == 0:
+    if _due(done, plan.log_every, plan):
         yield Event(step=done, name="loss", value=float(sum(terms.values())))
         for name, value in terms.items():
             yield Event(step=done, name=f"loss/{name}", value=float(value))
         yield Event(step=done, name="gradient_norm", value=float(norm))
         yield Event(step=done, name="learning_rate", value=rate)
-    if last or done % plan.checkpoint_every == 0:
+    if _due(done, plan.checkpoint_every, plan):
         yield Event(step=done, name="checkpoint", value=done)
     yield Event(step=done, name="step", value=done)
+
+
+def _due(done: int, every: int, plan: TrainTable) -> bool:
+    return done == plan.steps or done % every == 0
+
+
+@torch.no_grad()
+def _validated(
+    parts: Parts, learner: Learner, unseen: Captions, batch: int, done: int
+) -> Iterator[Event]:
+    """The loss of the averaged weights on captions that are not trained on.
+
+    Of the same captions with the same noise each time; training goes on as if nothing had been.
+    """
+    rng = Generator(learner.device).manual_seed(0)
+    count = math.ceil(min(len(unseen.ids), VALIDATED) / batch)
+    total: dict[str, float] = {}
+    with _averaged(learner):
+        for k in range(count):
+            terms = parts.process.loss(parts, unseen.batch(k, batch, seed=0), rng)
+            total = {name: total.get(name, 0) + float(terms[name]) / count for name in terms}
+    yield Event(step=done, name="validation_loss", value=sum(total.values()))
+    for name, value in total.items():
+        yield Event(step=done, name=f"validation_loss/{name}", value=value)
+
+
+@contextmanager
+def _averaged(learner: Learner) -> Iterator[None]:
+    """The modules with their averaged weights, not training; then as they were, to the bit."""
+    model = learner.model
+    now = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(learner.average)
+    model.eval()
+    yield
+    model.load_state_dict(now)
+    model.train()
 
 
 def _diverged(step: int, terms: dict[str, Tensor], norm: Tensor) -> str:

@@ -20,6 +20,8 @@ from cdlm.errors import CdlmError, RecipeError, RunError
 from cdlm.progress import silent
 from cdlm.recipe import Choice, load
 from cdlm.records import Condition, Said
+from cdlm.report.charts import learning
+from cdlm.report.facts import Facts, _curves
 from cdlm.run import (
     AFTERWARDS,
     Job,
@@ -167,12 +169,25 @@ def test_captions_that_are_cut_are_counted(
     assert (said in caplog.text) == cut == (longer > 0)
 
 
+def test_captions_that_are_not_trained_on_are_looked_at(tiny_recipe: Path, tmp_path: Path) -> None:
+    sets = ("train.steps=5", "train.validate_every=2", "train.log_every=5")
+    job = new_job(tiny_recipe, tmp_path, *sets)
+    lines: list[str] = []
+    train_run(job, lambda *said: lines.append(said[-1]))
+    written = [it for it in job.run.records(METRICS) if it["name"] == "validation_loss"]
+    assert [it["step"] for it in written] == [2, 4, 5]
+    assert f"validation {written[-1]['value']:.3f}" in lines[-1]
+    facts = Facts(label="", run=job.run, recipe=job.recipe, provenance={}, curves=_curves(job.run))
+    charts = {it.name: it.curves for it in learning([facts])}
+    assert set(charts["learning-validation-loss"]) == set(charts["learning-loss"]) > {"sum"}
+
+
 def test_captions_are_read_only_for_a_part_that_asks_for_their_features(
     tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """And no more of them than are trained on: the file here has those of three captions alone."""
     job = new_job(tiny_recipe, tmp_path / "plain")
-    assert _captions(job, silent).texts is None
+    assert _captions(job, "train", 0, silent).texts is None
     first = [text for texts in job.split("train").captions for text in texts][:3]
     known = list(dict.fromkeys(first))
     rows, place = torch.rand(len(known), 8), tmp_path / "captions.safetensors"
@@ -181,7 +196,7 @@ def test_captions_are_read_only_for_a_part_that_asks_for_their_features(
     encoder = f'encoder={{ use = "paired_features", {files} }}'
     modes = 'conditioning=[{ use = "time_add" }, { use = "text_token" }]'
     asking = new_job(tiny_recipe, tmp_path / "asks", encoder, modes, "train.limit=3")
-    data = _captions(asking, silent)
+    data = _captions(asking, "train", 3, silent)
     wanted = rows[[known.index(text) for text in first]]
     assert data.texts is not None and torch.equal(data.texts[:, 0], wanted)
     batch = data.batch(0, 3, seed=0)

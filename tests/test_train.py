@@ -72,6 +72,39 @@ def same(one: dict[str, dict[str, Tensor]], two: dict[str, dict[str, Tensor]]) -
             assert torch.equal(value, two[part][name]), name
 
 
+# ------------------------------------------------------------------------- captions not trained on
+
+
+def test_looking_at_unseen_captions_changes_nothing() -> None:
+    """Not even the noise levels that follow the losses, nor the lengths that are counted."""
+    table = replace(PLAN, validate_every=4)
+    plain, looking = watchful(), watchful()
+    one, other = (learner(parts, table, "cpu") for parts in (plain, looking))
+    list(train(plain, one, data(plain), table, 0))
+    said = list(train(looking, other, data(looking), table, 0, unseen=data(looking)))
+    same(snapshot(one), snapshot(other))
+    steps = [event.step for event in said if event.name == "validation_loss"]
+    assert steps == [4, 8, 12]
+    assert other.model.training
+
+
+def test_the_validation_loss_is_that_of_the_averaged_weights() -> None:
+    parts = restless()
+    table = plan(steps=3, batch=2, validate_every=3, ema=0.5)
+    work = learner(parts, table, "cpu")
+    events = list(train(parts, work, data(parts), table, 0, unseen=data(parts)))
+    said = {e.name: e.value for e in events if e.name.startswith("validation_loss")}
+    work.model.load_state_dict(work.average)
+    work.model.eval()
+    noise = rng(0)
+    with torch.no_grad():
+        batches = [data(parts).batch(k, 2, seed=0) for k in range(math.ceil(len(CAPTIONS) / 2))]
+        losses = [parts.process.loss(parts, it, noise) for it in batches]
+    terms = [float(sum(it.values())) for it in losses]
+    assert said.pop("validation_loss") == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+    assert set(said) == {f"validation_loss/{name}" for name in losses[0]}
+
+
 # ---------------------------------------------------------------------------------- what it learns
 
 

@@ -20,7 +20,7 @@ def learning(runs: Sequence[Facts]) -> list[Chart]:
     names = list(dict.fromkeys(name for facts in runs for name in facts.curves))
     charts = []
     for name in names:
-        if name.startswith("loss/"):
+        if name.partition("/")[0] in names and "/" in name:
             continue
         curves: dict[str, Points] = {it.label: it.curves[name] for it in runs if name in it.curves}
         if len(runs) == 1:
