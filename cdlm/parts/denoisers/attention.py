@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdlm.records import Once
+from cdlm.records import Stream
 
 
 class Cross(nn.Module):
-    """Attention from the sequence to the context, every token of which is heard.
+    """Attention from the sequence to the stream's context, every token of which is heard.
 
     attention(norm(h), context),  norm(h) = h / rms(h) (1 + scale);  0 at first, so that a fresh
     layer passes h on. Keys and values of a context are made once for all steps of sampling.
@@ -27,10 +27,12 @@ class Cross(nn.Module):
         self.mix = nn.Linear(hidden, hidden, bias=False)
         nn.init.zeros_(self.mix.weight)
 
-    def forward(self, h: Tensor, context: Tensor, once: Once) -> Tensor:
+    def forward(self, h: Tensor, stream: Stream) -> Tensor:
+        context = stream.context
+        assert context is not None, "the conditioning writes context, by dims.written"
         normed = F.rms_norm(h, h.shape[-1:]) * (1 + self.scale)
         q = split(self.q(normed), self.heads)
-        k, v = once(self, context, lambda: self._keys_and_values(context.to(h.dtype)))
+        k, v = stream.once(self, context, lambda: self._keys_and_values(context.to(h.dtype)))
         return self.mix(joined(F.scaled_dot_product_attention(q, k, v)))
 
     def _keys_and_values(self, context: Tensor) -> list[Tensor]:

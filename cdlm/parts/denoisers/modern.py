@@ -106,8 +106,7 @@ class _Layer(nn.Module):
         normed, gate = self.norm_attention(h, stream.time)
         h = h + gate * self.dropout(self._attend(normed, mask, turns))
         if self.cross is not None:
-            assert stream.context is not None, "the conditioning writes context, by dims.written"
-            h = h + self.dropout(self.cross(h, stream.context, stream.once))
+            h = h + self.dropout(self.cross(h, stream))
         normed, gate = self.norm_mlp(h, stream.time)
         gated, inner = self.up(normed).chunk(2, -1)
         return h + gate * self.dropout(self.down(F.silu(gated) * inner))

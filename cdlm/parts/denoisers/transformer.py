@@ -63,8 +63,7 @@ class _Layer(nn.Module):
     def forward(self, h: Tensor, mask: Tensor, stream: Stream) -> Tensor:
         h = h + self.dropout(self._attend(self.norm_attention(h), mask))
         if self.cross is not None:
-            assert stream.context is not None, "the conditioning writes context, by dims.written"
-            h = h + self.dropout(self.cross(h, stream.context, stream.once))
+            h = h + self.dropout(self.cross(h, stream))
         inner = F.gelu(self.up(self.norm_mlp(h)), approximate="tanh")
         return h + self.dropout(self.down(inner))
 

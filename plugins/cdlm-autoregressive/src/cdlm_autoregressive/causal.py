@@ -105,7 +105,6 @@ class _Layer(nn.Module):
         heard = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         h = h + self.dropout(self.mix(joined(heard)))
         if self.cross is not None:
-            assert stream.context is not None, "the conditioning writes context, by dims.written"
-            h = h + self.dropout(self.cross(h, stream.context, stream.once))
+            h = h + self.dropout(self.cross(h, stream))
         inner = F.gelu(self.up(self.norm_mlp(h)), approximate="tanh")
         return h + self.dropout(self.down(inner)), (k, v)
