@@ -21,11 +21,11 @@ class Captions:
 
     ids: Tensor  # captions L
     mask: Tensor  # captions L
-    owner: Tensor  # captions: the row of features
-    features: Tensor  # images N C; in main memory where the device is too small
+    owner: Tensor  # captions: the row of features; any, where there is no photo
+    features: Tensor  # photos N C; in main memory where the device is too small
     weights: tuple[float, ...] = ()  # captions: how often each comes, against the others; or equal
     texts: Tensor | None = None  # captions 1 C, where a part needs the captions' own features
-    pictured: Tensor | None = None  # images, bool: which have a photo; None: all
+    pictured: Tensor | None = None  # captions, bool: which have a photo; None: all
 
     @classmethod
     def of(
@@ -41,18 +41,19 @@ class Captions:
         """The captions of a split, the first `limit` unless that is 0, encoded, on a device."""
         flat = [text for captions in split.captions for text in captions]
         counts = torch.tensor([len(captions) for captions in split.captions])
-        owner = torch.arange(len(counts)).repeat_interleave(counts)
+        image = torch.arange(len(counts)).repeat_interleave(counts)[: limit or None]
+        pictured = torch.tensor(split.pictured)
         first = slice(limit or None)
         ids, mask = tokenizer.encode(flat[first], length)
-        weights = [split.weights[i] for i in owner[first].tolist()]
+        weights = [split.weights[i] for i in image.tolist()]
         return cls(
             ids.to(device),
             mask.to(device),
-            owner[first].to(device),
+            (pictured.cumsum(0) - 1).clamp(min=0)[image].to(device),
             resident(features, device),
             () if len(set(weights)) == 1 else tuple(weights),
             None if texts is None else texts[first].to(device),
-            None if all(split.pictured) else torch.tensor(split.pictured, device=device),
+            None if all(split.pictured) else pictured[image].to(device),
         )
 
     def batch(self, k: int, size: int, seed: int) -> Batch:
@@ -68,7 +69,7 @@ class Captions:
             mask=self.mask[rows],
             features=self.features[owner.to(self.features.device)].to(owner.device),
             text=None if self.texts is None else self.texts[rows],
-            pictured=None if self.pictured is None else self.pictured[owner],
+            pictured=None if self.pictured is None else self.pictured[rows],
         )
 
     def _rows(self, start: int, size: int, seed: int) -> Tensor:

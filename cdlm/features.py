@@ -31,19 +31,16 @@ TEXTS_AT_ONCE = 1024
 
 
 def features(encoder: Encoder, split: Split, cache: Path | None, tell: Tell = silent) -> Tensor:
-    """The feature of every image of a split: len(split.ids) N C, float32 on the CPU.
+    """The feature of every image of a split that has a photo: images N C, float32 on the CPU.
 
-    What has no photo gets zeros. Ready features are looked up. Others are read from `cache`, or
-    computed and left there. A cache file is named by all that changes its values
-    (`encoder.identity()`, `split.fingerprint`), and used only if its names and its checksum are
-    right. Values differ in the last digits between devices and batch sizes, which are not part of
-    the name.
+    Ready features are looked up. Others are read from `cache`, or computed and left there. A
+    cache file is named by all that changes its values (`encoder.identity()`, `split.fingerprint`),
+    and used only if its names and its checksum are right. Values differ in the last digits between
+    devices and batch sizes, which are not part of the name.
     Errors: DataError for photos that can't be read; CdlmError for features that aren't finite.
     """
     if not all(split.pictured):
-        table = torch.zeros(len(split.ids), *encoder.shape())
-        table[torch.tensor(split.pictured)] = features(encoder, _Pictured(split), cache, tell)
-        return table
+        return features(encoder, _Pictured(split), cache, tell)
     ready = encoder.lookup(split.ids)
     if ready is not None:
         return ready
