@@ -11,9 +11,11 @@ import torch
 from cdlm_masked.masked import Masked
 from torch import Generator, Tensor, nn
 
+from cdlm.compose import Parts
+from cdlm.errors import CdlmError
 from cdlm.parts.lengths import Predicted
 from cdlm.records import Batch, Condition
-from cdlm.sample import sample
+from cdlm.sample import sample, words
 from cdlm.testing import conformance
 from cdlm.testing.examples import DIMS, condition, rng, stir
 from cdlm.testing.whole import captioner, data, trained
@@ -201,7 +203,7 @@ def test_one_beam_is_the_surest_word_a_step(order: str) -> None:
     stir(one.modules()).eval()
     seen, given = torch.ones(3, DIMS.length).bool(), condition()
     *_, plain = sample(one, given, seen, DIMS.length, rng())
-    found = list(one.process.searched(one, hidden(seen), given, seen))
+    found = list(one.process.searched(one, given, seen))
     assert torch.equal(found[-1].x, plain.x)
 
 
@@ -222,6 +224,49 @@ def test_beams_follow_captions_of_different_lengths_each_to_its_end() -> None:
     assert bool((last.x[seen] < DIMS.vocab).all())
     alone = [list(sample(parts, one(i), seen[i : i + 1], None, rng()))[-1].x[0] for i in range(3)]
     assert torch.equal(torch.stack(alone).where(seen, 0), last.x.where(seen, 0))
+
+
+def test_of_several_lengths_the_likeliest_caption_is_said() -> None:
+    """By log p of its length and of its words, among what the beams of each length find alone."""
+    torch.manual_seed(0)
+    process = Masked(order="left", temperature=0.0, beams=2, lengths=3, dims=DIMS)
+    length = Predicted(dims=DIMS)
+    parts = captioner(process=process, length=length)
+    stir(parts.modules()).eval()
+    length.head[2].weight.data *= 30  # to each image another length
+    places, given = torch.arange(DIMS.length).expand(3, -1), condition()
+    *_, last = sample(parts, given, places < 5, None, rng())
+    shares = parts.length.logits(given).log_softmax(1)
+    process.lengths = 1
+    totals, found = [], []
+    for many in (3, 4, 5):
+        *_, alone = sample(parts, given, places < many, None, rng())
+        found.append(words(parts, alone, places < many))
+        said = left_to_right(parts, alone.x, given, places < many)
+        totals.append(shares[:, many - 1] + said)
+    best = torch.stack(totals).argmax(0)
+    assert len(best.unique()) > 1
+    assert torch.equal(words(parts, last, places < 5), torch.stack(found)[best, torch.arange(3)])
+
+
+def left_to_right(parts: Parts, ids: Tensor, given: Condition, mask: Tensor) -> Tensor:
+    """log p of captions, word after word. Shapes: B L -> B."""
+    total = torch.zeros(len(ids))
+    for place in range(int(mask.sum(1).max())):
+        hidden = mask & (torch.arange(ids.shape[1]) >= place)
+        now, t = ids.masked_fill(hidden, parts.process.vocab), hidden.sum(1) / mask.sum(1)
+        scores = parts.process.log_shares(parts, now, t, given, mask)[:, place]
+        total += scores.gather(1, ids[:, place : place + 1])[:, 0].where(hidden[:, place], 0.0)
+    return total
+
+
+def test_lengths_that_nothing_predicts_are_refused() -> None:
+    with pytest.raises(ValueError, match="give beams too"):
+        Masked(lengths=3, dims=DIMS)
+    parts = captioner(process=Masked(order="left", temperature=0, beams=2, lengths=3, dims=DIMS))
+    seen = torch.ones(3, DIMS.length).bool()
+    with pytest.raises(CdlmError, match="takes length = "):
+        list(sample(parts, condition(), seen, None, rng()))
 
 
 def test_beams_of_drawn_words_are_refused() -> None:

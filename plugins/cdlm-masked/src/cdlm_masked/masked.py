@@ -12,10 +12,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from cdlm.errors import CdlmError
 from cdlm.network import guided, withhold
 from cdlm.parts.lengths import Predicted
 from cdlm.records import Batch, Condition, Dims, Once, State
-from cdlm.sample import forbidden
+from cdlm.sample import forbidden, to_possible
 from cdlm.values import NonNegative, Positive
 from cdlm_masked.search import Beams
 
@@ -35,7 +36,9 @@ class Masked(nn.Module):
     (alpha(s) - alpha(t)) / (1 - alpha(t)), and once shown it stays ("random"); or as many as that
     gives on average are shown, where the network is surest ("confidence"); a shown word of which it
     was less sure than of those that come later is hidden again ("revised"); "left" is word by word.
-    With beams, so many captions are followed, which show a word at the same place in every step.
+    With beams, so many captions are followed, which show a word at the same place in every step;
+    with lengths, so many of the drawn length and of each of the next shorter ones, and of all the
+    one is said whose log p(length) + log p(words | length) is highest, by the head of `predicted`.
     No word is "hidden", and what is there is never predicted (SUBS). A recipe's `length` says how
     long captions are; `predicted` is taught here, by a term `length`.
     Shapes: states are ids B L, hidden ones V.
@@ -49,7 +52,7 @@ class Masked(nn.Module):
         "schedule", "noise", "target", "self_conditioning", "variance", "loss", "rounding", "grid",
         "sampler",
     }  # fmt: skip
-    afterwards: ClassVar[set[str]] = {"steps", "order", "temperature", "beams"}
+    afterwards: ClassVar[set[str]] = {"steps", "order", "temperature", "beams", "lengths"}
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class Masked(nn.Module):
         order: Literal["random", "left", "confidence", "revised"] = "random",  # which word is first
         temperature: NonNegative = 1.0,  # of the drawn words; 0: always the likeliest
         beams: Positive = 1,  # captions that are followed at a time; then a step shows one word
+        lengths: Positive = 1,  # that beams are tried with: the drawn one and shorter ones
         alpha: Literal["linear", "cosine"] = "linear",  # 1 - t, or 1 - sin(pi t / 2)
         heard: Literal["all", "shown"] = "all",  # by every place: hidden places too, or not
         weighting: Literal["bound", "even"] = "bound",  # of a caption's hidden words, over t
@@ -69,8 +73,10 @@ class Masked(nn.Module):
                 f'{beams} beams need temperature = 0 and order = "left" or "confidence": they '
                 "follow the likeliest words, place after place"
             )
+        if lengths > 1 and beams == 1:
+            raise ValueError(f"{lengths} lengths are for beams: give beams too, such as beams = 5")
         self.steps, self.order, self.temperature, self.alpha = steps, order, temperature, alpha
-        self.beams = beams
+        self.beams, self.lengths = beams, lengths
         self.heard, self.weighting = heard, weighting
         # what stands for a hidden word, at each place: else all would be alike to rotary positions
         self.hidden = nn.Parameter(0.02 * torch.randn(dims.length, dims.width))
@@ -113,12 +119,18 @@ class Masked(nn.Module):
         self, parts: Parts, ids: Tensor, t: Tensor, condition: Condition, mask: Tensor
     ) -> Tensor:
         """log p of every word at every place, given those that are not hidden. -> B L V."""
+        said = self.answers(parts, ids, t, condition, mask)
+        return parts.embedding.logits(said).log_softmax(2)
+
+    def answers(
+        self, parts: Parts, ids: Tensor, t: Tensor, condition: Condition, mask: Tensor
+    ) -> Tensor:
+        """What the network says of every place, in the space of word vectors. -> B L E."""
         hidden = ids == self.vocab
         x = parts.embedding(ids.masked_fill(hidden, parts.tokenizer.pad))
         x = torch.where(hidden[..., None], self.hidden.to(x), x)
         seen = mask & ~hidden if self.heard == "shown" else mask
-        said = guided(parts, x, t, condition, seen)
-        return parts.embedding.logits(said.float()).log_softmax(2)
+        return guided(parts, x, t, condition, seen).float()
 
     # ------------------------------------------------------------------------------- the way back
 
@@ -129,14 +141,14 @@ class Masked(nn.Module):
         ids = ids.masked_fill(~mask, parts.tokenizer.pad)
         yield State(x=ids, t=1.0)
         if self.beams > 1:
-            yield from self.searched(parts, ids, condition, mask)
+            yield from self.searched(parts, condition, mask)
             return
         condition, barred = replace(condition, once=Once({})), forbidden(parts, mask.device)
         sure = torch.zeros(mask.shape, device=mask.device)  # of the words that are shown
         n = steps or self.steps
         for t, s in pairwise(1 - step / n for step in range(n + 1)):
             times = torch.full((len(ids),), t, device=ids.device)
-            scores = self.allowed(parts, ids, times, condition, mask, barred)
+            scores = allowed(parts, self.answers(parts, ids, times, condition, mask), barred)
             hidden = ids == self.vocab
             estimate = ids.where(~hidden, self.drawn(scores, rng))
             sure = self.sureness(scores).where(hidden, sure)
@@ -144,41 +156,52 @@ class Masked(nn.Module):
             ids = estimate.masked_fill(mask & stays, self.vocab)
             yield State(x=ids, t=s, x0_hat=estimate)
 
-    def searched(
-        self, parts: Parts, ids: Tensor, condition: Condition, mask: Tensor
-    ) -> Iterator[State]:
+    def searched(self, parts: Parts, condition: Condition, mask: Tensor) -> Iterator[State]:
         """A state for each word that is shown in all beams of an image; the best beam's."""
-        k, length = self.beams, mask.shape[1]
-        features, keep = (x.repeat_interleave(k, 0) for x in (condition.features, condition.keep))
+        k, several = self.beams, self.lengths
+        masks, likely = self.near(parts, condition, mask)
+        features, keep = (
+            x.repeat_interleave(several * k, 0) for x in (condition.features, condition.keep)
+        )
         condition = Condition(features=features, keep=keep, once=Once({}))
-        seen, barred = mask.repeat_interleave(k, 0), forbidden(parts, mask.device)
-        beams = Beams.of(ids, k)
+        seen, barred = masks.repeat_interleave(k, 0), forbidden(parts, mask.device)
+        ids = torch.full_like(masks, self.vocab, dtype=torch.long)
+        beams = Beams.of(ids.masked_fill(~masks, parts.tokenizer.pad), k)
+        row, image = (torch.arange(len(x), device=mask.device) for x in (masks, mask))
         t = 1.0
         while t > 0:
             hidden = beams.ids[:, 0] == self.vocab
-            times = (hidden.sum(1) / mask.sum(1)).repeat_interleave(k)
-            scores = self.allowed(parts, beams.ids.flatten(0, 1), times, condition, seen, barred)
-            scores = scores.view(len(ids), k, length, -1)
-            place = self.sureness(scores[:, 0]).masked_fill(~hidden, -torch.inf).argmax(1)
-            shares = scores[torch.arange(len(ids)), :, place]
-            estimate = beams.ids[:, 0].where(~hidden, scores[:, 0].argmax(2))
+            times = (hidden.sum(1) / masks.sum(1)).repeat_interleave(k)
+            said = self.answers(parts, beams.ids.flatten(0, 1), times, condition, seen)
+            said = said.unflatten(0, (len(masks), k))
+            first = allowed(parts, said[:, 0], barred)  # of the best beam, which says the place
+            place = self.sureness(first).masked_fill(~hidden, -torch.inf).argmax(1)
+            shares = allowed(parts, said[row, :, place], barred, place)
+            estimate = beams.ids[:, 0].where(~hidden, first.argmax(2))
             beams = beams.grown(shares, place, still=~hidden.any(1))
             best = beams.ids[:, 0]
-            t = float((best == self.vocab).sum() / mask.sum())
-            yield State(x=best, t=t, x0_hat=estimate if t else best)
+            t = float((best == self.vocab).sum() / masks.sum())
+            found = image * several + (beams.total[:, 0] + likely).view(-1, several).argmax(1)
+            yield State(x=best[found], t=t, x0_hat=(estimate if t else best)[found])
 
-    def allowed(
-        self,
-        parts: Parts,
-        ids: Tensor,
-        times: Tensor,
-        condition: Condition,
-        mask: Tensor,
-        barred: Tensor | None,
-    ) -> Tensor:
-        """log p of every word that may stand at a place. -> B L V."""
-        scores = self.log_shares(parts, ids, times, condition, mask)
-        return scores if barred is None else scores.masked_fill(barred, -torch.inf).log_softmax(2)
+    def near(self, parts: Parts, condition: Condition, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The lengths that are tried of each image, one after the other, and log p of each.
+
+        Shapes: mask B L -> (B lengths) L, (B lengths).   Raises CdlmError where none is predicted.
+        """
+        if self.lengths == 1:
+            return mask, mask.new_zeros(len(mask), dtype=torch.float)
+        if not isinstance(parts.length, Predicted):
+            raise CdlmError(
+                f"process masked: {self.lengths} lengths are told apart by how likely they are\n"
+                '    that takes length = { use = "predicted" } in training; else lengths = 1'
+            )
+        places = torch.arange(mask.shape[1], device=mask.device)
+        fewer = torch.arange(self.lengths, device=mask.device)
+        last = (mask.sum(1, keepdim=True) - 1 - fewer).clamp(min=0)
+        masks = to_possible(parts, (places <= last[..., None]).flatten(0, 1))
+        shares = parts.length.logits(condition).log_softmax(1)
+        return masks, shares.gather(1, masks.sum(1).view(len(mask), -1) - 1).flatten()
 
     def sureness(self, scores: Tensor) -> Tensor:
         """The places in their order: the largest is shown first. B L V -> B L."""
@@ -210,3 +233,16 @@ class Masked(nn.Module):
         """The words that are shown, and the last guess at the others; padding at first."""
         ids = state.x if state.x0_hat is None else state.x0_hat
         return ids.masked_fill(~mask | (ids == self.vocab), parts.tokenizer.pad)
+
+
+def allowed(
+    parts: Parts, said: Tensor, barred: Tensor | None, place: Tensor | None = None
+) -> Tensor:
+    """log p of every word that may stand at a place, by what the network says of it.
+
+    Shapes: said B L E, barred L V -> B L V; or of one place B of each row: said B K E -> B K V.
+    """
+    scores = parts.embedding.logits(said)
+    if barred is not None:
+        scores = scores.masked_fill(barred if place is None else barred[place, None], -torch.inf)
+    return scores.log_softmax(2)
