@@ -86,8 +86,8 @@ def test_nobody_imports_the_command_line_and_only_tests_import_testing(path: Pat
 PUBLIC = {
     "": ("CdlmError", "DataError", "PluginError", "RecipeError", "RunError", "hookimpl"),
     "errors": (), "protocols": (), "records": (), "values": (), "testing": (),
-    "network": ("guided", "withhold"), "sample": ("forbidden", "to_possible"), "compose": ("Parts",),
-    "parts": (),
+    "network": ("guided", "withhold"), "sample": ("forbidden", "to_possible"),
+    "compose": ("Parts",), "parts": (),
 }  # fmt: skip
 """What plugins may import from cdlm: these names of a module, or all that do not begin with _."""
 

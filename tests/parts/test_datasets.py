@@ -324,6 +324,7 @@ def test_captions_without_their_photos_are_trained_on_alone(
         [True, False],
     )
     assert mix.split("val").ids == ["100020_aaaaaaaaaa.jpg"]
+    assert Mix(of=[mix]).split("train").pictured == [True, False]
     path = tmp_file(flickr8k, train.ids[:1])
     table = features(Features(path=str(path)), train, None)
     assert table.shape == (1, 1, 3)

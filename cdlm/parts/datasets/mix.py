@@ -32,14 +32,14 @@ class Mix:
 
     In training a caption of the i-th comes weights[i] times as often as one of weight 1. With
     photos[i] = false its captions alone are trained on, as text without an image (which teaches
-    what a network says where the image is withheld), and its photos and features are not needed;
-    other splits go without it. A photo
-    that one of them trains on and another validates or tests on is a leak: refused, or with
-    `on_leak = "drop"` left out of training. Photos are compared by name; of Flickr's by the number
-    before the "_", for Flickr30k holds most of Flickr8k as 1000268201.jpg for
-    1000268201_693b08cb0e.jpg; of COCO's by number too, for Karpathy's COCO_val2014_000000000042.jpg
-    is 000000000042.jpg of 2017. A photo that two of them have in a split is taken from the first,
-    so that it does not count twice.
+    what a network says where the image is withheld), and its photos and features are not
+    needed; other splits go without it.
+    A photo that one of them trains on and another validates or tests on is a leak: refused, or
+    with `on_leak = "drop"` left out of training. Photos are compared by name; of Flickr's by
+    the number before the "_", for Flickr30k holds most of Flickr8k as 1000268201.jpg for
+    1000268201_693b08cb0e.jpg; of COCO's by number too, for Karpathy's
+    COCO_val2014_000000000042.jpg is 000000000042.jpg of 2017. A photo that two of them have in
+    a split is taken from the first, so that it does not count twice.
     Errors: DataError for leaks, and for a split that none of them has.
     """
 
@@ -77,7 +77,9 @@ class Mix:
             if part:
                 names = [photo(image) for image in part.ids]
                 kept = [i for i, it in enumerate(names) if it not in others and it not in seen]
-                places += [Place(part, i, weight * part.weights[i], own) for i in kept]
+                places += [
+                    Place(part, i, weight * part.weights[i], own and part.pictured[i]) for i in kept
+                ]
                 seen.update(names[i] for i in kept)
         return MixedSplit(places)
 
