@@ -59,7 +59,7 @@ OPTIONS: dict[Item, dict[str, Any]] = {  # what a component can't do without, or
     ("encoder", "joined"): {
         "of": [
             {"use": "features", "path": "{files}/images.safetensors"},
-            {"use": "open_clip", "model": "cdlm:shapes_clip"},
+            {"use": "features", "path": "{files}/images.safetensors"},
         ]
     },
     ("encoder", "paired_features"): {

@@ -442,7 +442,7 @@ def test_joined_encoders_have_equally_many_tokens_or_one(tmp_path: Path) -> None
         Joined(of=[one])
 
 
-def test_joined_encoders_of_which_one_computes(tmp_path: Path, folder: Path) -> None:
+def test_joined_encoders_that_compute(tmp_path: Path, folder: Path) -> None:
     clip = OpenClip(model=str(folder))
     both = Joined(of=[clip, clip])
     assert both.lookup(IDS[:1]) is None
@@ -452,7 +452,8 @@ def test_joined_encoders_of_which_one_computes(tmp_path: Path, folder: Path) -> 
         F.layer_norm(clip.encode(images), [clip.shape()[1]]),
     )
     ready = write_features(tmp_path / "f.safetensors", torch.randn(3, 6))
-    assert Joined(of=[clip, ready]).lookup(IDS[:1]) is None
+    with pytest.raises(CdlmError, match="some of its encoders have ready features, and some"):
+        Joined(of=[clip, ready]).lookup(IDS[:1])
 
 
 # ------------------------------------------------------------------------------------- captions

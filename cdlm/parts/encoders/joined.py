@@ -23,9 +23,10 @@ class Joined:
 
     Each has as many tokens as the others, or one, which then stands at every token: a grid beside
     the pooled feature of the whole image. Tokens of each are brought to mean 0 and variance 1
-    first, for encoders differ in scale.
+    first, for encoders differ in scale. All of them compute, or all have ready features.
     Shapes: B N C_i or B 1 C_i -> B N (C_1 + C_2 + ...), float32 on the CPU.
-    Errors: ValueError for fewer than two encoders, and for tokens that don't go together.
+    Errors: ValueError for fewer than two encoders, and for tokens that don't go together; CdlmError
+    for ready features beside an encoder that computes.
     """
 
     needs: ClassVar[set[str]] = set()
@@ -56,11 +57,15 @@ class Joined:
         return max(tokens for tokens, _ in shapes), sum(width for _, width in shapes)
 
     def lookup(self, ids: Sequence[str]) -> Tensor | None:
-        """ids B -> B N C, or None where any of them must compute."""
+        """ids B -> B N C, or None where they must compute."""
         found = [encoder.lookup(ids) for encoder in self.of]
-        if any(features is None for features in found):
-            return None
-        return self._beside(found)
+        ready = [features for features in found if features is not None]
+        if 0 < len(ready) < len(found):
+            raise CdlmError(
+                "encoder joined: some of its encoders have ready features, and some compute\n"
+                "    join encoders that all compute, or files of features alone"
+            )
+        return self._beside(ready) if ready else None
 
     def encode(self, images: Sequence[Image]) -> Tensor:
         """images -> B N C."""
