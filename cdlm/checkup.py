@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from cdlm.compose import dataset, make
+from cdlm.data import flat
 from cdlm.doctor import Finding
 from cdlm.errors import DataError
 from cdlm.features import features, text_features
@@ -66,7 +67,7 @@ def _of_features(encoder: Encoder, split: Split, tell: Tell) -> list[Finding]:
         return found
     found += alignment(table.mean(1), split)
     if "texts" in getattr(encoder, "provides", ()):
-        texts = [text for captions in split.captions for text in captions]
+        texts = flat(split)
         said = text_features(encoder, texts, cache_dir(), tell)
         found += [*rows(said, "captions"), *pairs(table[:, 0], said[:, 0], split)]
     return found

@@ -39,12 +39,10 @@ class Captions:
         texts: Tensor | None = None,
     ) -> Captions:
         """The captions of a split, the first `limit` unless that is 0, encoded, on a device."""
-        flat = [text for captions in split.captions for text in captions]
         counts = torch.tensor([len(captions) for captions in split.captions])
         image = torch.arange(len(counts)).repeat_interleave(counts)[: limit or None]
         pictured = torch.tensor(split.pictured)
-        first = slice(limit or None)
-        ids, mask = tokenizer.encode(flat[first], length)
+        ids, mask = tokenizer.encode(flat(split, limit), length)
         weights = [split.weights[i] for i in image.tolist()]
         return cls(
             ids.to(device),
@@ -52,7 +50,7 @@ class Captions:
             (pictured.cumsum(0) - 1).clamp(min=0)[image].to(device),
             resident(features, device),
             () if len(set(weights)) == 1 else tuple(weights),
-            None if texts is None else texts[first].to(device),
+            None if texts is None else texts[: limit or None].to(device),
             None if all(split.pictured) else pictured[image].to(device),
         )
 
@@ -80,6 +78,11 @@ class Captions:
             rows.append(piece)
             start, size = start + len(piece), size - len(piece)
         return torch.cat(rows)
+
+
+def flat(split: Split, limit: int = 0) -> list[str]:
+    """All captions of a split in a row; the first `limit` unless that is 0."""
+    return [text for texts in split.captions for text in texts][: limit or None]
 
 
 def resident(table: Tensor, device: str) -> Tensor:

@@ -42,7 +42,7 @@ def export(
     recipe = altered(stored(run), sets)
     found = checkpoint.find(run.checkpoints, step)
     steps = _from(run, average, found.step) if average else [found.step]
-    weights = _mean(run, steps) if average else found.tensors["weights"]
+    weights = _mean(run, steps[:-1], found.tensors["weights"])
     try:
         with draft_folder(out) as place:
             for name in KEPT:
@@ -72,15 +72,14 @@ def _from(run: RunDir, first: int, last: int) -> list[int]:
     return steps
 
 
-def _mean(run: RunDir, steps: Sequence[int]) -> dict[str, Tensor]:
-    """The mean weights of several checkpoints; what is no fraction is as in the last one."""
-    last = checkpoint.find(run.checkpoints, steps[-1]).tensors["weights"]
+def _mean(run: RunDir, earlier: Sequence[int], last: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of the last weights and those of earlier steps; whole numbers are the last's."""
     total = {name: it.double() for name, it in last.items()}
-    for step in steps[:-1]:
+    for step in earlier:
         for name, it in checkpoint.find(run.checkpoints, step).tensors["weights"].items():
             total[name] += it
     return {
-        name: (total[name] / len(steps)).to(it.dtype) if it.is_floating_point() else it
+        name: (total[name] / (1 + len(earlier))).to(it.dtype) if it.is_floating_point() else it
         for name, it in last.items()
     }
 

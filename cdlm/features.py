@@ -19,7 +19,6 @@ from cdlm.progress import Tell, silent
 from cdlm.rundir import write_bytes
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
 
     from cdlm.protocols import Encoder, Split
@@ -39,32 +38,15 @@ def features(encoder: Encoder, split: Split, cache: Path | None, tell: Tell = si
     devices and batch sizes, which are not part of the name.
     Errors: DataError for photos that can't be read; CdlmError for features that aren't finite.
     """
-    if not all(split.pictured):
-        return features(encoder, _Pictured(split), cache, tell)
-    ready = encoder.lookup(split.ids)
+    rows = [row for row, there in enumerate(split.pictured) if there]
+    ids = [split.ids[row] for row in rows]
+    ready = encoder.lookup(ids)
     if ready is not None:
         return ready
     if cache is None:
-        return _compute(encoder, split, tell)
+        return _compute(encoder, split, rows, tell)
     about = {"encoder": encoder.identity(), "split": split.fingerprint}
-    return _kept(cache, about, split.ids, lambda: _compute(encoder, split, tell))
-
-
-class _Pictured:
-    """Of a split the images that have photos."""
-
-    def __init__(self, split: Split):
-        self._split = split
-        self._rows = [row for row, there in enumerate(split.pictured) if there]
-        self.ids = [split.ids[row] for row in self._rows]
-        self.captions = [split.captions[row] for row in self._rows]
-        self.truths = [split.truths[row] for row in self._rows]
-        self.weights = [split.weights[row] for row in self._rows]
-        self.pictured = [True] * len(self._rows)
-        self.fingerprint = split.fingerprint
-
-    def images(self, indices: Sequence[int]) -> list[Image]:
-        return self._split.images([self._rows[index] for index in indices])
+    return _kept(cache, about, ids, lambda: _compute(encoder, split, rows, tell))
 
 
 def text_features(
@@ -159,18 +141,18 @@ class Kept:
         )
 
 
-def _compute(encoder: Encoder, split: Split, tell: Tell) -> Tensor:
-    total = len(split.ids)
+def _compute(encoder: Encoder, split: Split, rows: Sequence[int], tell: Tell) -> Tensor:
+    total = len(rows)
     result = torch.empty(total, *encoder.shape())
     for start in range(0, total, AT_ONCE):
         tell("image features", start, total, "")
-        rows = range(start, min(start + AT_ONCE, total))
-        result[start : rows.stop] = _checked(encoder, split, rows)
+        some = rows[start : start + AT_ONCE]
+        result[start : start + len(some)] = _checked(encoder, split, some)
     tell("image features", total, total, "")
     return result
 
 
-def _checked(encoder: Encoder, split: Split, rows: range) -> Tensor:
+def _checked(encoder: Encoder, split: Split, rows: Sequence[int]) -> Tensor:
     got = encoder.encode(split.images(rows))
     if got.shape != (wanted := (len(rows), *encoder.shape())):
         raise CdlmError(f"the encoder gave features of shape {tuple(got.shape)}, not {wanted}")

@@ -20,7 +20,7 @@ from cdlm import checkpoint, compare, foreign, plugins, ranks, results, rundir, 
 from cdlm import recipe as recipes
 from cdlm.checkpoint import Checkpoint
 from cdlm.compose import Parts, compose, dataset, make, metrics
-from cdlm.data import Captions
+from cdlm.data import Captions, flat
 from cdlm.errors import CdlmError, Interrupted, Mistake, RecipeError, RunError
 from cdlm.evaluate import (
     ORACLE,
@@ -313,7 +313,7 @@ def _tokenizer(run: RunDir, recipe: Recipe, splits: dict[str, Split]) -> Tokeniz
             ) from error
         return tokenizer
     splits["train"] = dataset(recipe).split("train")
-    tokenizer.fit([text for texts in splits["train"].captions for text in texts])
+    tokenizer.fit(flat(splits["train"]))
     with rundir.draft(run.tokenizer) as place:
         tokenizer.save(place)
     return tokenizer
@@ -395,24 +395,20 @@ def _captions(job: Job, name: str, limit: int, tell: Tell) -> Captions:
     split, tokenizer, length = job.split(name), job.parts.tokenizer, job.recipe.model.length
     texts = None
     if any("texts" in getattr(mode, "needs", ()) for mode in job.parts.network.conditioning):
-        texts = text_features(job.parts.encoder, _flat(split, limit), cache_dir(), tell)
+        texts = text_features(job.parts.encoder, flat(split, limit), cache_dir(), tell)
     features = job.features(name, tell)
     return Captions.of(split, features, tokenizer, length, limit, job.device, texts)
 
 
-def _flat(split: Split, limit: int) -> list[str]:
-    return [text for texts in split.captions for text in texts][: limit or None]
-
-
 def _warn_of_cuts(job: Job, data: Captions) -> None:
     """Some captions may be longer than the model's."""
-    flat, length = _flat(job.split("train"), job.recipe.train.limit), job.recipe.model.length
-    full = [flat[i] for i in data.mask[:, -1].nonzero().flatten().tolist()]
+    texts, length = flat(job.split("train"), job.recipe.train.limit), job.recipe.model.length
+    full = [texts[i] for i in data.mask[:, -1].nonzero().flatten().tolist()]
     encoded = job.parts.tokenizer.encode(full, 1 + max(map(len, full), default=0))
     sizes = encoded[1].sum(1).tolist()
     if cut := sum(size > length for size in sizes):
         log.warning(
-            f"{cut:,} of {len(flat):,} training captions are cut: they have up to {max(sizes)} "
+            f"{cut:,} of {len(texts):,} training captions are cut: they have up to {max(sizes)} "
             f"tokens with their end, and model.length = {length}"
         )
 
@@ -552,7 +548,7 @@ def _trained_on(job: Job) -> list[str]:
     trained = stored(job.run)
     then, now = (_but_for_its_place(it.one("dataset")) for it in (trained, job.recipe))
     split = job.split("train") if then == now else dataset(trained).split("train")
-    return _flat(split, trained.train.limit)
+    return flat(split, trained.train.limit)
 
 
 def _but_for_its_place(choice: Choice) -> dict[str, Any]:
