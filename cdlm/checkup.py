@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 
 import torch
@@ -60,8 +61,18 @@ def _of_split(encoder: Encoder, split: Split, tell: Tell) -> list[Finding]:
         return [Finding("features", "bad", what, "; ".join(hints))]
 
 
+def _with_photos(split: Split) -> Split:
+    """The images that have features, and their captions."""
+    if all(split.pictured):
+        return split
+    seen = copy(split)
+    seen.ids = [it for it, there in zip(split.ids, split.pictured, strict=True) if there]
+    seen.captions = [it for it, there in zip(split.captions, split.pictured, strict=True) if there]
+    return seen
+
+
 def _of_features(encoder: Encoder, split: Split, tell: Tell) -> list[Finding]:
-    table = features(encoder, split, cache_dir(), tell)
+    table, split = features(encoder, split, cache_dir(), tell), _with_photos(split)
     found = rows(table, "images")
     if not bool(table.isfinite().all()):  # nothing can be compared with it
         return found

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from cdlm.checkup import _with_photos
 from cdlm.data import Captions
 from cdlm.errors import CdlmError, DataError
 from cdlm.features import features
@@ -334,6 +335,18 @@ def test_captions_without_their_photos_are_trained_on_alone(
     keep = withhold(batch, 0.0, torch.Generator()).keep
     seen = tokenizer.decode(batch.ids)
     assert keep.tolist() == ["caption" in text for text in seen] and len(set(keep.tolist())) == 2
+
+
+def test_the_doctor_compares_features_with_captions_of_photos_alone(
+    flickr8k: Path, flickr30k: Path
+) -> None:
+    """Wherever in a mixture the captions without photos stand."""
+    parts = [Flickr30k(root=str(flickr30k)), Flickr8k(root=str(flickr8k))]
+    train = Mix(of=parts, photos=[False, True], on_leak="drop").split("train")
+    assert train.pictured == [False, True]
+    seen = _with_photos(train)
+    assert (seen.ids, seen.captions) == (train.ids[1:], train.captions[1:])
+    assert len(train.ids) == 2
 
 
 def tmp_file(folder: Path, ids: list[str]) -> Path:
