@@ -179,9 +179,9 @@ def estimates(run: str, steps: int, batch: int = 32) -> Walk:
 
     For the first images of its validation split.
     """
+    from cdlm.job import Job
     from cdlm.parts.rounding import Clamp
     from cdlm.parts.samplers import Ddim
-    from cdlm.run import Job
     from cdlm.rundir import RunDir
 
     job = Job.open(RunDir.open(Path(run)), "cpu")

@@ -22,9 +22,10 @@ from torch import Generator, Tensor
 
 from cdlm import toml
 from cdlm.errors import DataError, Mistake, RecipeError
+from cdlm.job import SAMPLING, Job, choose_device
 from cdlm.parts.datasets import photos
 from cdlm.parts.selections import agreement
-from cdlm.run import SAMPLING, Job, caption_features, choose_device
+from cdlm.run import caption_features
 from cdlm.rundir import RunDir
 from cdlm.sample import candidates, forbidden, traces
 

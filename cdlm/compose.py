@@ -73,11 +73,17 @@ class Parts:
     sampler: Sampler
     constraint: list[Constraint]
     selection: Selection
+    beside: tuple[Parts, ...] = ()  # captioners that say the same captions together with this one
+
+    @property
+    def voices(self) -> tuple[Parts, ...]:
+        """All that say captions together: itself first."""
+        return (self, *self.beside)
 
     def modules(self) -> nn.ModuleDict:
         """Every part that is a module, by kind: what is trained, moved to a device and saved.
 
-        The encoder is frozen and keeps its own weights.
+        The encoder is frozen and keeps its own weights; so do those `beside`.
         """
         named = {**vars(self), **{f"loss_{name}": term for name, term in self.loss.items()}}
         del named["encoder"]

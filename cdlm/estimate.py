@@ -10,9 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cdlm.conduct import Trial, Work
+from cdlm.job import Job
 from cdlm.progress import Tell, silent
 from cdlm.recipe import Recipe
-from cdlm.run import Job, begin, evaluate_run, train_run
+from cdlm.run import begin, evaluate_run, train_run
 from cdlm.rundir import RunDir
 
 STEPS = 12  # that are timed

@@ -12,8 +12,18 @@ from torch import Tensor
 
 from cdlm import checkpoint
 from cdlm.errors import RunError
-from cdlm.run import altered, stored
-from cdlm.rundir import METRICS, PROVENANCE, RECIPE, RunDir, draft_folder, write_json, write_text
+from cdlm.job import altered, check_alike, stored
+from cdlm.recipe import Recipe
+from cdlm.rundir import (
+    MEMBERS,
+    METRICS,
+    PROVENANCE,
+    RECIPE,
+    RunDir,
+    draft_folder,
+    write_json,
+    write_text,
+)
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 KEPT = ("tokenizer.json", METRICS)
@@ -27,6 +37,7 @@ def export(
     average: int | None = None,
     sets: Sequence[str] = (),
     precision: torch.dtype = torch.bfloat16,
+    members: Sequence[RunDir] = (),
 ) -> Path:
     """Write the averaged weights of the newest checkpoint, or of one step, into a new folder `out`.
 
@@ -35,27 +46,49 @@ def export(
     less the paths of this machine. It is a run like any other to `eval`, `caption` and `Captioner`;
     to train on, the optimizer's memory is missing. Captions, and those of the dataset beside them,
     stay behind. bfloat16 keeps 8 of 24 bits of every weight and halves the file.
+    With `members`, and those that the run has already, it is an ensemble: they say its captions
+    together, sampled as `sets` have it. `step` and `average` hold for all that are not yet members.
     Source: Vaswani et al. 2017, section 6.1 (the mean of checkpoints).
-    Raises RunError where there is no such checkpoint, and where `out` exists; RecipeError for sets
-    that the weights rest on.
+    Raises RunError where there is no such checkpoint, where runs can't say captions together, and
+    where `out` exists; RecipeError for sets that the weights rest on.
     """
     recipe = altered(stored(run), sets)
-    found = checkpoint.find(run.checkpoints, step)
-    steps = _from(run, average, found.step) if average else [found.step]
-    weights = _mean(run, steps[:-1], found.tensors["weights"])
+    others = [*run.members, *(it for member in members for it in (member, *member.members))]
+    for other in others:
+        check_alike(run, other)
     try:
         with draft_folder(out) as place:
-            for name in KEPT:
-                if (run.path / name).is_file():
-                    shutil.copyfile(run.path / name, place / name)
-            write_text(place / RECIPE, recipe.toml())
-            write_json(place / PROVENANCE, _public(run.provenance()) | {"hash": recipe.hash})
-            state = found.state | {"averaged": steps}
-            kept = {name: _rounded(it, precision) for name, it in weights.items()}
-            checkpoint.save(place / "checkpoints", found.step, {"weights": kept}, state, 1)
+            _write(run, recipe, place, step, average, precision)
+            for number, other in enumerate(others, 1):
+                which = (step, average) if other in members else (None, None)
+                folder = place / MEMBERS / str(number)
+                folder.mkdir(parents=True)
+                _write(other, stored(other), folder, *which, precision)
     except OSError as error:
         raise RunError(f"{out}: can't write the run there: {error.strerror or error}") from error
     return out
+
+
+def _write(
+    run: RunDir,
+    recipe: Recipe,
+    place: Path,
+    step: int | None,
+    average: int | None,
+    precision: torch.dtype,
+) -> None:
+    """What others need of one run, into a folder. Raises OSError, RunError."""
+    found = checkpoint.find(run.checkpoints, step)
+    steps = _from(run, average, found.step) if average else [found.step]
+    weights = _mean(run, steps[:-1], found.tensors["weights"])
+    for name in KEPT:
+        if (run.path / name).is_file():
+            shutil.copyfile(run.path / name, place / name)
+    write_text(place / RECIPE, recipe.toml())
+    write_json(place / PROVENANCE, _public(run.provenance()) | {"hash": recipe.hash})
+    kept = {name: _rounded(it, precision) for name, it in weights.items()}
+    state = found.state | {"averaged": steps}
+    checkpoint.save(place / "checkpoints", found.step, {"weights": kept}, state, 1)
 
 
 def _public(known: dict[str, Any]) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from cdlm import plugins, rundir
 from cdlm.compose import metrics
 from cdlm.errors import CdlmError, nearest
 from cdlm.evaluate import available, evaluate, label
+from cdlm.job import Job
 from cdlm.progress import Tell, silent
 from cdlm.records import Said
-from cdlm.run import Job, answers_of, caption_features
+from cdlm.run import answers_of, caption_features
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -20,13 +20,14 @@ from cdlm import recipe as recipes
 from cdlm import rundir
 from cdlm.compose import Parts, make
 from cdlm.gaussian import corrupt
+from cdlm.job import Job
 from cdlm.kernels import nearest_token
 from cdlm.network import answer
 from cdlm.progress import Tell, silent
 from cdlm.protocols import Split
 from cdlm.recipe import Recipe
 from cdlm.records import Batch, Condition
-from cdlm.run import Job, caption_features
+from cdlm.run import caption_features
 
 if TYPE_CHECKING:
     from rich.table import Table

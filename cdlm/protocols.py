@@ -162,7 +162,8 @@ class Metric(Protocol):
 class Process(Protocol):
     """kind `process`: how captions are taken apart in training and put together in sampling.
 
-    Where all other kinds meet. It may be a Module.
+    Where all other kinds meet. It may be a Module. One that provides "ensemble" asks all voices of
+    the parts, in sampling, and says what they say together.
     """
 
     without: ClassVar[set[str]]  # kinds that it has no use for; the parts have none of them

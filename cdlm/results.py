@@ -21,7 +21,8 @@ from cdlm.protocols import Metric
 from cdlm.records import Answers
 
 if TYPE_CHECKING:
-    from cdlm.run import Job, Outcome
+    from cdlm.job import Job
+    from cdlm.run import Outcome
 
 FOLDER = "eval"  # of a run's folder
 COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.jpg")
@@ -51,11 +52,25 @@ def record(job: Job, outcome: Outcome) -> dict[str, Any]:
         "averaged_steps": trained.get("averaged", [outcome.step]),
         "training_processes": trained.get("processes", 1),
         "training_speed": trained.get("speed", {}),
-        "parameters": sum(it.numel() for it in job.parts.modules().parameters()),
+        "parameters": sum(
+            it.numel() for voice in job.parts.voices for it in voice.modules().parameters()
+        ),
+        "members": [_trained(it) for it in job.members],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(job.device),
         "commit": git["commit"],
         "changed_files": git.get("changed", []),
+    }
+
+
+def _trained(member: Job) -> dict[str, Any]:
+    """What stands beside a number for a run that says the captions together with another."""
+    state = checkpoint.last_state(member.run.checkpoints)
+    return {
+        "recipe": member.recipe.name,
+        "seed": member.recipe.seed,
+        "step": member.run.last_step,
+        "training_seconds": state.get("seconds"),
     }
 
 

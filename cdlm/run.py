@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from cdlm import checkpoint, compare, foreign, plugins, ranks, results, rundir, signature
+from cdlm import checkpoint, compare, foreign, plugins, ranks, results, rundir
 from cdlm import recipe as recipes
 from cdlm.checkpoint import Checkpoint
-from cdlm.compose import Parts, compose, dataset, make, metrics
+from cdlm.compose import dataset, metrics
 from cdlm.data import Captions, flat
-from cdlm.errors import CdlmError, Interrupted, Mistake, RecipeError, RunError
+from cdlm.errors import CdlmError, Interrupted, RunError
 from cdlm.evaluate import (
     ORACLE,
     RESAMPLES,
@@ -36,54 +34,21 @@ from cdlm.evaluate import (
 )
 from cdlm.features import features, text_features
 from cdlm.gallery import gallery
+from cdlm.job import Job, fitting, stored, vocabulary
 from cdlm.places import cache_dir
 from cdlm.progress import Tell, silent
-from cdlm.protocols import Encoder, Metric, Split, Tokenizer
+from cdlm.protocols import Encoder, Metric
 from cdlm.recipe import Choice, Recipe
-from cdlm.records import Answers, Dims, Event, Said
+from cdlm.records import Answers, Event, Said
 from cdlm.rundir import DRAWS, METRICS, SAMPLES, RunDir
-from cdlm.sample import captions, forbidden
+from cdlm.sample import captions
 from cdlm.speed import Meter
 from cdlm.stop import Stop
 from cdlm.train import Learner, learner, restore, snapshot, train
 
 SHOWN = 12  # images in a gallery
-AFTERWARDS = (
-    "seed", "dataset", "encoder", "guidance", "variance", "rounding", "grid", "sampler",
-    "constraint", "selection", "metric", "evaluate",
-)  # fmt: skip
-"""What of a recipe may be set anew once its run is trained: no weight depends on it.
-
-And of its other components the parameters that are so by their own word, `afterwards`.
-"""
-
-SAMPLING = (
-    "process", "length", "guidance", "variance", "rounding", "grid", "sampler", "constraint",
-    "selection",
-)  # fmt: skip
-"""What of it is built anew without loading the weights again."""
 
 log = logging.getLogger(__name__)
-
-
-def choose_device(wanted: str) -> str:
-    """ "auto" is CUDA where there is some, and one of several processes takes its own.
-
-    Raises CdlmError for a device that is not there.
-    """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and ranks.launched():
-        wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    try:
-        torch.empty(1, device=wanted).sum().item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = str(error).partition("\n")[0].partition(". ")[0]
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise CdlmError(f"--device {wanted}: {said}\n    there is: {', '.join(there)}") from error
-    if ranks.launched() and wanted.startswith("cuda"):
-        torch.cuda.set_device(wanted)
-    return wanted
 
 
 def begin(recipe: Recipe, root: Path, resume: bool, argv: Sequence[str]) -> RunDir:
@@ -147,200 +112,6 @@ def gone_unless_started(run: RunDir) -> Iterator[None]:
         raise
 
 
-def stored(run: RunDir) -> Recipe:
-    """The recipe of a run. Raises RecipeError, and RunError where it needs a plugin."""
-    try:
-        return recipes.loads(run.recipe_text(), run.path.parent.name, place=str(run.recipe))
-    except RecipeError as error:
-        gone = foreign.missing(run.provenance().get("components", {}))
-        if not gone:
-            raise
-        needs = ", ".join(f"{owner} ({', '.join(its)})" for owner, its in gone.items())
-        names = " ".join(owner.partition(" ")[0] for owner in gone)
-        raise RunError(
-            f"{run.path}: this run was made with plugins that are not installed here: {needs}\n"
-            f"    pip install {names}    (those of cdlm's own repository: pip install -e "
-            "plugins/NAME)"
-        ) from error
-
-
-def altered(recipe: Recipe, sets: Sequence[str]) -> Recipe:
-    """A trained run's recipe with `sets` on top. Raises RecipeError where weights rest on them."""
-    after = recipe.with_sets(sets)
-    free = _afterwards(recipe)
-    old, new = _rested_on(recipe, free), _rested_on(after, free)
-    fixed = {key for key in new if new[key] != old.get(key)}
-    keys = [text.partition("=")[0].strip() for text in sets]
-    mistakes = [
-        Mistake(f"--set {key}", "this run is trained, and its weights rest on this")
-        for key in dict.fromkeys(keys)
-        if key.partition(".")[0] in fixed and key not in free
-    ]
-    if mistakes:
-        allowed = [name for name in AFTERWARDS if name not in recipe.without] + free
-        hint = f"allowed: {', '.join(allowed)}; for the rest, train another run"
-        raise RecipeError([*mistakes[:-1], replace(mistakes[-1], hint=hint)])
-    return after
-
-
-def _afterwards(recipe: Recipe) -> list[str]:
-    """The parameters of its other components that no weight depends on: "process.steps", ..."""
-    registry, free = plugins.load().registry, list[str]()
-    for kind, choice in recipe.choices.items():
-        if kind not in AFTERWARDS and isinstance(choice, Choice):
-            spec = signature.read(registry.get(kind, choice.use))
-            free += [f"{kind}.{name}" for name in sorted(spec.sets.get("afterwards", ()))]
-    return free
-
-
-def _rested_on(recipe: Recipe, free: Sequence[str]) -> dict[str, Any]:
-    """What of a recipe weights depend on."""
-    values = {name: it for name, it in recipe.values().items() if name not in AFTERWARDS}
-    for kind, _, name in (key.partition(".") for key in free):
-        values[kind].pop(name, None)
-    return values
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run with its parts built: what training, evaluation and captioning work with."""
-
-    run: RunDir
-    recipe: Recipe
-    parts: Parts
-    device: str
-    splits: dict[str, Split] = field(default_factory=dict)  # those loaded so far, by name
-
-    @classmethod
-    def open(cls, run: RunDir, device: str, sets: Sequence[str] = ()) -> Job:
-        """The parts of a run's recipe, with `sets` on top, on a device; weights not yet loaded.
-
-        Raises RunError, RecipeError, CdlmError.
-        """
-        trained = stored(run)
-        recipe = altered(trained, sets) if sets else trained
-        for change in foreign.changes(run.provenance().get("components", {}), foreign.used(recipe)):
-            log.warning("%s", change)
-        splits: dict[str, Split] = {}
-        encoder: Encoder = make(recipe.one("encoder"))
-        encoder.to(device)
-        metrics(recipe)  # a metric that can't be built is found before training, not after
-        with ranks.first():
-            tokenizer = _tokenizer(run, recipe, splits)
-        parts = compose(recipe, encoder, tokenizer)
-        forbidden(parts, torch.device("cpu"))  # so is a constraint on words that there are not
-        _check_guidance(trained, recipe, parts.dims)
-        return cls(run, recipe, parts, device, splits)
-
-    def sampling(self, sets: Sequence[str]) -> Job:
-        """This job sampled in another way, weights shared. Raises RecipeError, CdlmError."""
-        recipe, dims = altered(self.recipe, sets), self.parts.dims
-        _check_guidance(self.recipe, recipe, dims)
-        old, now = self.recipe.choices, recipe.choices
-        changed = [kind for kind in SAMPLING if now.get(kind) != old.get(kind)]
-        new = {kind: _sampling_part(recipe, kind, self.parts) for kind in changed}
-        return replace(self, recipe=recipe, parts=replace(self.parts, **new))
-
-    def split(self, name: str) -> Split:
-        """A split of the run's dataset."""
-        if name not in self.splits:
-            self.splits[name] = dataset(self.recipe).split(name)
-        return self.splits[name]
-
-    def features(self, name: str, tell: Tell = silent) -> Tensor:
-        """The features of a split's images, N C each, from the cache where it has them."""
-        return features(self.parts.encoder, self.split(name), cache_dir(), tell)
-
-    def load_weights(self, step: int | None = None) -> int:
-        """Take the averaged weights of the newest checkpoint, or of one step; says which.
-
-        Raises RunError.
-        """
-        found = checkpoint.find(self.run.checkpoints, step)
-        modules = self.parts.modules()
-        with _fitting(found, self.run):
-            modules.load_state_dict(found.tensors["weights"])
-        modules.to(self.device).eval()
-        return found.step
-
-
-def _sampling_part(recipe: Recipe, kind: str, parts: Parts) -> Any:
-    """The recipe's component of this kind, or list of them, for a network that is trained.
-
-    One that learns shares the weights of the one in its place, if they are of the same sizes.
-    """
-    choices = recipe.choices[kind]
-    if isinstance(choices, list):
-        return [make(choice, dims=parts.dims) for choice in choices]
-    part, trained = make(choices, dims=parts.dims), getattr(parts, kind)
-    if not isinstance(part, nn.Module):
-        return part
-    if list(part.parameters()):
-        if type(part) is not type(trained) or _sizes(part) != _sizes(trained):
-            raise CdlmError(f'{kind} "{choices.use}" learns in training; this run had none like it')
-        part.load_state_dict(trained.state_dict(), assign=True)
-    return part.eval()
-
-
-def _sizes(part: nn.Module) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in part.state_dict().items()}
-
-
-def _check_guidance(trained: Recipe, recipe: Recipe, dims: Dims) -> None:
-    """A guidance that is set anew may need a network that has learnt to do without the image."""
-    if "guidance" in trained.without:
-        return
-    before, now = (make(it.one("guidance"), dims=dims) for it in (trained, recipe))
-    asks = now.eval().both(torch.linspace(0, 1, 1001))
-    if trained.one("guidance") != recipe.one("guidance") and asks and not before.drop:
-        raise CdlmError(
-            "guidance: it compares with predictions made without the image, which this run was "
-            'not trained for\n    train with guidance = { use = "scale", drop = 0.1 }, or leave '
-            "the scale at 1"
-        )
-
-
-def _tokenizer(run: RunDir, recipe: Recipe, splits: dict[str, Split]) -> Tokenizer:
-    """The run's vocabulary: the stored one, or learnt from the training captions and stored."""
-    tokenizer: Tokenizer = make(recipe.one("tokenizer"))
-    if run.tokenizer.is_file():
-        try:
-            tokenizer.load(run.tokenizer)
-        except Exception as error:  # Hugging Face's tokenizers raise bare Exception
-            raise RunError(
-                f"{run.tokenizer}: can't be read: {error}\n    take it from a copy of this run; "
-                "or delete it and go on with --resume, which learns it again from the captions"
-            ) from error
-        return tokenizer
-    splits["train"] = dataset(recipe).split("train")
-    tokenizer.fit(flat(splits["train"]))
-    with rundir.draft(run.tokenizer) as place:
-        tokenizer.save(place)
-    return tokenizer
-
-
-@contextmanager
-def _fitting(found: Checkpoint, run: RunDir) -> Iterator[None]:
-    """Weights go only into the model and to the vocabulary that they were trained with."""
-    if found.state["vocabulary"] != _vocabulary(run):
-        raise RunError(
-            f"{run.tokenizer}: not the vocabulary that {found.path} was trained with\n"
-            "    take it from a copy of this run"
-        )
-    try:
-        yield
-    except (RuntimeError, KeyError, ValueError) as error:
-        said = [line.strip() for line in str(error).splitlines()]
-        raise RunError(
-            f"{found.path}: these weights do not fit the model of {run.recipe}, or its encoder\n"
-            f"    {said[min(1, len(said) - 1)][:200]}"
-        ) from error
-
-
-def _vocabulary(run: RunDir) -> str:
-    return sha256(run.tokenizer.read_bytes()).hexdigest()
-
-
 # -------------------------------------------------------------------------------------- training
 
 
@@ -383,7 +154,7 @@ def _pupil(job: Job) -> tuple[Learner, int, float]:
             f"{found.path}: weights alone, as `cdlm export` leaves them; they caption, but there "
             "is nothing to go on training with"
         )
-    with _fitting(found, job.run):
+    with fitting(found, job.run):
         restore(pupil, found.tensors)
     if found.step < job.recipe.train.steps:
         _warn_of_threads(found.state["threads"])
@@ -452,7 +223,7 @@ def _save(job: Job, pupil: Learner, step: int, seconds: float, speed: dict[str, 
     state = {
         "threads": torch.get_num_threads(),
         "processes": ranks.count(),
-        "vocabulary": _vocabulary(job.run),
+        "vocabulary": vocabulary(job.run),
         "seconds": round(seconds, 3),
         "speed": speed,
     }
@@ -510,7 +281,7 @@ def evaluate_run(job: Job, tell: Tell = silent, step: int | None = None) -> Outc
     how = _how(job)
     about = (
         f"{plan.split} split of {job.recipe.one('dataset').use}, "
-        f"{_way(job.recipe)}, "
+        f"{_way(job.recipe)}{_together(job)}, "
         f"weights of step {step}{'' if how == SINGLE else ', ' + how}"
     )
     judges = metrics(job.recipe)
@@ -560,6 +331,11 @@ def _way(recipe: Recipe) -> str:
     choice = recipe.one(recipe.stepped_by)
     steps = choice.parameters.get("steps")
     return f"{choice.use} of {steps} steps" if steps else choice.use
+
+
+def _together(job: Job) -> str:
+    """ " by 3 runs together", or nothing of one."""
+    return f" by {1 + len(job.members)} runs together" if job.members else ""
 
 
 def _how(job: Job) -> str:

@@ -47,6 +47,7 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
 DRAWS = "draws.safetensors"
+MEMBERS = "members"  # of an ensemble: the runs that say captions together with the folder's own
 
 SLUG_CHARS = 60  # of the options in a folder's name; the hash tells longer ones apart
 DIFF_BYTES = 200_000  # of uncommitted changes that provenance keeps
@@ -248,7 +249,8 @@ def run_path(root: Path, recipe_name: str, options: Sequence[str], seed: int, di
 def runs(root: Path) -> list[Path]:
     """The runs at, or up to two folders below, `root`; the newest first."""
     found = [p.parent for depth in ("", "*/", "*/*/") for p in root.glob(f"{depth}{RECIPE}")]
-    whole = [p for p in found if ".tmp-" not in p.name and (p / PROVENANCE).is_file()]
+    alone = [p for p in found if ".tmp-" not in p.name and p.parent.name != MEMBERS]
+    whole = [p for p in alone if (p / PROVENANCE).is_file()]
     return sorted(whole, key=lambda p: (p / RECIPE).stat().st_mtime, reverse=True)
 
 
@@ -327,6 +329,14 @@ class RunDir:
         """The step of the newest checkpoint, by its name; whether it is sound is not looked at."""
         names = (path.name for path in self.checkpoints.glob("step-*"))
         return max((int(n[5:]) for n in names if n[5:].isdecimal()), default=None)
+
+    @property
+    def members(self) -> list[RunDir]:
+        """The runs that say captions together with this one; none, but in an ensemble.
+
+        Raises RunError for a folder among them that is no run.
+        """
+        return [RunDir.open(path) for path in sorted((self.path / MEMBERS).glob("[!.]*"))]
 
     def recipe_text(self) -> str:
         """The resolved recipe. Raises RunError."""

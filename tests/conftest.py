@@ -20,8 +20,9 @@ if not torch.cuda.is_available():
 
 from cdlm import cli as command_line
 from cdlm.captioner import Captioner
+from cdlm.job import Job
 from cdlm.recipe import load
-from cdlm.run import Job, begin, evaluate_run, train_run, write_down
+from cdlm.run import begin, evaluate_run, train_run, write_down
 
 CDLM = [sys.executable, "-c", "from cdlm.cli import main; main()"]
 RECIPE = """

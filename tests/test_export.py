@@ -9,7 +9,7 @@ import torch
 from conftest import Command, Finished
 
 from cdlm import checkpoint
-from cdlm.run import stored
+from cdlm.job import stored
 from cdlm.rundir import RunDir
 
 
@@ -110,3 +110,12 @@ def test_weights_alone_are_not_trained_on(
     said = cdlm("train", tiny_recipe, "--runs", tmp_path / "runs", "--resume")
     assert said.code == 2
     assert "weights alone" in said.err
+
+
+def test_a_process_that_says_nothing_of_words_has_no_ensemble(
+    cdlm: Command, tiny_run: Finished, tmp_path: Path
+) -> None:
+    said = cdlm("export", tiny_run.path, "--out", tmp_path / "mine", "--with", tiny_run.path)
+    assert said.code == 2
+    assert "its process, gaussian, can't say captions together" in said.err
+    assert not (tmp_path / "mine").exists()

@@ -13,7 +13,8 @@ from PIL import Image
 from cdlm import frontier, plugins
 from cdlm.errors import CdlmError
 from cdlm.frontier import Frontier, Point, measure, samplers, table, write
-from cdlm.run import Job, evaluate_run
+from cdlm.job import Job
+from cdlm.run import evaluate_run
 from cdlm.rundir import RunDir
 
 PLAIN = ["guidance.scale=1.0"]

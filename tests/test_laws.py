@@ -129,6 +129,7 @@ breaks("process", "obeys_constraints")(
     )
 )
 breaks("process", "uses_what_it_does_not_go_without")(lambda: _process(without={"grid"}))
+breaks("process", "lets_all_voices_speak")(lambda: _process(provides={"ensemble"}))
 breaks("process", "works_in_a_captioner")(
     lambda: _teaching(lambda loss, *given: {"mse": math.nan * loss(*given)["mse"]})
 )

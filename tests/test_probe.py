@@ -12,11 +12,12 @@ import torch
 from conftest import Command, Finished
 from PIL import Image
 
+from cdlm.job import Job
 from cdlm.kernels import nearest_token
 from cdlm.parts.schedules import Cosine, Discrete
 from cdlm.probe import NEAREST, WITH, WITHOUT, Probe, Trial, probe, verdicts, write
 from cdlm.recipe import load
-from cdlm.run import Job, begin, train_run
+from cdlm.run import begin, train_run
 from cdlm.rundir import RunDir
 
 PLAIN = "guidance={ use = 'none', drop = %s }"

@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from cdlm import checkpoint, ranks
 from cdlm.checkpoint import Checkpoint
 from cdlm.errors import CdlmError
+from cdlm.job import Job
 from cdlm.ranks import Shared
 from cdlm.recipe import load
-from cdlm.run import Job, begin, train_run
+from cdlm.run import begin, train_run
 from cdlm.rundir import RunDir, runs
 from cdlm.testing.examples import DIMS, condition
 from cdlm.testing.whole import network

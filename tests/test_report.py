@@ -18,13 +18,13 @@ from cdlm.compare import HIGHER, LOWER, ONE_SEED, SAME
 from cdlm.compose import metrics
 from cdlm.errors import CdlmError
 from cdlm.evaluate import evaluate
+from cdlm.job import Job
 from cdlm.report import figures, gallery, kept, page, tables
 from cdlm.report.facts import Facts, gather, labels
 from cdlm.report.figures import Chart
 from cdlm.report.kept import Kept
 from cdlm.report.tables import Cell, Row, Table
 from cdlm.report.trace import settling, up_to_end
-from cdlm.run import Job
 from cdlm.rundir import SAMPLES, RunDir
 
 SECTIONS = (

@@ -11,9 +11,10 @@ from conftest import Finished
 
 from cdlm.errors import DataError, RunError
 from cdlm.evaluate import available, evaluate
+from cdlm.job import Job
 from cdlm.records import Answers
 from cdlm.results import _slug, coco_results, keep, published, read_answers
-from cdlm.run import Job, evaluate_run
+from cdlm.run import evaluate_run
 from cdlm.rundir import RunDir
 
 NOTES = [

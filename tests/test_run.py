@@ -17,23 +17,20 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cdlm.errors import CdlmError, RecipeError, RunError
+from cdlm.job import AFTERWARDS, Job, altered, choose_device
 from cdlm.progress import silent
 from cdlm.recipe import Choice, load
 from cdlm.records import Condition, Said
 from cdlm.report.charts import learning
 from cdlm.report.facts import Facts, _curves
 from cdlm.run import (
-    AFTERWARDS,
-    Job,
     Stop,
     _but_for_its_place,
     _captions,
-    altered,
     answers_of,
     begin,
     begin_point,
     borrow,
-    choose_device,
     evaluate_run,
     train_run,
 )

@@ -70,9 +70,9 @@ def use_threads(threads: int) -> None:
 @contextmanager
 def working(folder: RunDir) -> Iterator[None]:
     """A run's folder goes again where nothing comes of it; what is warned of stands in its log."""
-    from cdlm import run as job_of
+    from cdlm.run import gone_unless_started
 
-    with job_of.gone_unless_started(folder), logged(folder):
+    with gone_unless_started(folder), logged(folder):
         for failure in plugins.load().failures:
             log.warning("%s; see cdlm plugins --verbose", failure)
         yield

@@ -44,12 +44,12 @@ def frontier(
     """
     from cdlm import frontier as frontiers
     from cdlm import progress
-    from cdlm import run as job_of
+    from cdlm.job import Job, choose_device
     from cdlm.rundir import RunDir
 
     use_threads(threads)
     numbers, sets = _numbers(steps), ["evaluate.split=val", *(set_ or [])]
-    job = job_of.Job.open(RunDir.open(run), job_of.choose_device(device), sets)
+    job = Job.open(RunDir.open(run), choose_device(device), sets)
     names = frontiers.samplers(job, samplers)
     with progress.bars() as tell:
         found = frontiers.measure(job, names, numbers, limit, tell)
@@ -86,11 +86,11 @@ def probe(
     """
     from cdlm import probe as probes
     from cdlm import progress
-    from cdlm import run as job_of
+    from cdlm.job import Job, choose_device
     from cdlm.rundir import RunDir
 
     use_threads(threads)
-    job = job_of.Job.open(RunDir.open(run), job_of.choose_device(device), set_ or [])
+    job = Job.open(RunDir.open(run), choose_device(device), set_ or [])
     with progress.bars() as tell:
         found = probes.probe(job, points, limit, tell)
     console(100).print(probes.table(found, f"{job.recipe.name}: words restored by one step"))

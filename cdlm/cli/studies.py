@@ -43,17 +43,18 @@ def point(
 
     resolved = replace(recipes.load(recipe), name=name, sets=option or [])
     from cdlm import progress
-    from cdlm import run as job_of
+    from cdlm.job import choose_device
+    from cdlm.run import begin_point, borrow
 
     use_threads(threads)
-    chosen, done = job_of.choose_device(device), False
+    chosen, done = choose_device(device), False
     while not done:  # again where another process, waited for, has failed and left nothing
-        folder = job_of.begin_point(resolved, runs, sys.argv)
+        folder = begin_point(resolved, runs, sys.argv)
         with folder.lock(wait=True):
             done = folder.recipe.is_file()
             if done and not folder.finished:
                 with working(folder), progress.bars() as tell:
-                    if other := job_of.borrow(folder, resolved, runs):
+                    if other := borrow(folder, resolved, runs):
                         note(f"trained already: {other.path}")
                     carry_out(folder, chosen, True, tell)
 
@@ -142,6 +143,6 @@ def _folder(path: Path) -> RunDir:
 
 
 def _device(wanted: str) -> str:
-    from cdlm.run import choose_device
+    from cdlm.job import choose_device
 
     return choose_device(wanted)

@@ -29,8 +29,9 @@ from cdlm.cli.common import (
 from cdlm.errors import CdlmError, Interrupted, nearest
 
 if TYPE_CHECKING:
+    from cdlm.job import Job
     from cdlm.progress import Tell
-    from cdlm.run import Job, Outcome
+    from cdlm.run import Outcome
     from cdlm.rundir import RunDir
 
 
@@ -73,14 +74,15 @@ def _train(
 
     resolved = recipes.load(recipe, sets or [])  # all mistakes first, before anything slow
     from cdlm import progress, ranks
-    from cdlm import run as job_of
+    from cdlm.job import choose_device
+    from cdlm.run import begin
 
     use_threads(threads)
-    chosen = job_of.choose_device(device)
+    chosen = choose_device(device)
     with ranks.joined():
         with ranks.first():
             there = resume or ranks.rank() > 0
-            folder = job_of.begin(resolved, runs, there, sys.argv)
+            folder = begin(resolved, runs, there, sys.argv)
         if ranks.rank() > 0:
             _follow(folder, chosen)
             return
@@ -98,11 +100,12 @@ def _train(
 def _follow(folder: RunDir, device: str) -> None:
     """Train along with the first of several processes, which does all the writing and talking."""
     from cdlm import ranks
-    from cdlm import run as job_of
+    from cdlm.job import Job
+    from cdlm.run import train_run
 
     logging.disable(logging.WARNING)
     try:
-        job_of.train_run(job_of.Job.open(folder, device))
+        train_run(Job.open(folder, device))
     except Interrupted as end:
         sys.exit(end.code)
     ranks.part()
@@ -113,14 +116,15 @@ def carry_out(
 ) -> tuple[Job, Outcome | None, Path | None]:
     """Train a run to its end; then score it, and write that down, if wanted."""
     from cdlm import ranks
-    from cdlm import run as job_of
+    from cdlm.job import Job
+    from cdlm.run import evaluate_run, train_run, write_down
 
-    job = job_of.Job.open(folder, device)
+    job = Job.open(folder, device)
     note(f"run: {folder.path}")
-    job_of.train_run(job, tell)
+    train_run(job, tell)
     ranks.part()
-    outcome = job_of.evaluate_run(job, tell) if evaluate else None
-    return job, outcome, job_of.write_down(job, outcome) if outcome else None
+    outcome = evaluate_run(job, tell) if evaluate else None
+    return job, outcome, write_down(job, outcome) if outcome else None
 
 
 @app.command("eval")
@@ -144,16 +148,17 @@ def evaluate(
     The run's own summary and samples stay as they are; the result goes into RUN/eval/.
     """
     from cdlm import progress, results
-    from cdlm import run as job_of
+    from cdlm.job import Job, choose_device
+    from cdlm.run import evaluate_run
     from cdlm.rundir import RunDir
 
     use_threads(threads)
     must_be_a_place(out)
     folder = RunDir.open(_one_run(run, run_))
     sets = [*([f"evaluate.split={split}"] if split else []), *(set_ or [])]
-    job = job_of.Job.open(folder, job_of.choose_device(device), sets)
+    job = Job.open(folder, choose_device(device), sets)
     with progress.bars() as tell:
-        outcome = job_of.evaluate_run(job, tell, step)
+        outcome = evaluate_run(job, tell, step)
     _show(job, outcome, None)
     write(out, results.coco_results(outcome.answers))
     print(f"result: {results.keep(job, outcome, sets)}")
@@ -173,20 +178,27 @@ def export(
     precision: Annotated[
         str, typer.Option(metavar="NAME", help="Of the weights: bfloat16 or float32.")
     ] = "bfloat16",
+    with_: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="RUN", help="A run to say captions with it; repeatable."),
+    ] = None,
     set_: SamplingSets = None,
 ) -> None:
     """Write a trained run for others, without what is private.
 
     Like: cdlm export RUN --out results/mine --set sampler.steps=10. What comes of it is a run, for
     eval and caption: weights, recipe, vocabulary, learning curves; no captions, no optimizer's
-    memory, no paths of this machine.
+    memory, no paths of this machine. With others, as of other seeds, it is an ensemble: p of words
+    is the mean of theirs.
     """
     from cdlm.export import PRECISIONS, export
     from cdlm.rundir import RunDir
 
     if precision not in PRECISIONS:
         raise CdlmError(f"--precision {precision}: {nearest(precision, PRECISIONS)}")
-    place = export(RunDir.open(run), out, step, average, set_ or [], PRECISIONS[precision])
+    members = [RunDir.open(path) for path in with_ or []]
+    folder, bits = RunDir.open(run), PRECISIONS[precision]
+    place = export(folder, out, step, average, set_ or [], bits, members)
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     print(f"exported: {place} ({size / 1e6:.1f} MB)")
 
@@ -244,7 +256,7 @@ def pretrain(
     """Train an image encoder on drawn scenes, as ours was."""
     from cdlm import pretrain as encoders
     from cdlm import progress
-    from cdlm.run import choose_device
+    from cdlm.job import choose_device
 
     with progress.bars() as tell:
         share = encoders.make(recipe, out, choose_device(device), tell)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Generator, Tensor, nn
 
+from cdlm.parts.ensemble import pooled
 from cdlm.records import Batch, Condition, Dims
 from cdlm.values import Part, Positive
 
@@ -78,6 +79,7 @@ class Predicted(nn.Module):
     ):
         super().__init__()
         self.taken, self.quantile = draw, quantile
+        self.beside: list[Predicted] = []  # of an ensemble: other heads; the mean of all p counts
         self.norm = nn.LayerNorm(dims.image_width)
         self.head = nn.Sequential(
             nn.Linear(dims.image_width, inner), nn.SiLU(), nn.Linear(inner, dims.length)
@@ -85,6 +87,12 @@ class Predicted(nn.Module):
 
     def logits(self, condition: Condition) -> Tensor:
         """A score for each place of the end token. -> B L."""
+        if self.beside:
+            return pooled([it.scores(condition).log_softmax(1) for it in (self, *self.beside)])
+        return self.scores(condition)
+
+    def scores(self, condition: Condition) -> Tensor:
+        """What this head says alone. -> B L."""
         features = self.norm(condition.features).mean(1)
         return self.head(features * condition.keep[:, None])
 

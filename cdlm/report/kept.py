@@ -13,13 +13,13 @@ from cdlm.compare import Draws
 from cdlm.errors import RunError
 from cdlm.evaluate import RESAMPLES, draws, evaluate
 from cdlm.frontier import Frontier
+from cdlm.job import Job, choose_device
 from cdlm.probe import Probe
 from cdlm.progress import Tell, silent
 from cdlm.protocols import Metric
 from cdlm.records import Answers
 from cdlm.report import trace
 from cdlm.report.trace import Traces
-from cdlm.run import Job, choose_device
 from cdlm.rundir import RunDir
 
 POINTS, CAPTIONS = 20, 200  # of the restoration curve, as `cdlm probe` has them

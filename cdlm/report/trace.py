@@ -13,9 +13,9 @@ import torch
 from torch import Generator, Tensor
 
 from cdlm.compose import Parts
+from cdlm.job import Job
 from cdlm.progress import Tell, silent
 from cdlm.records import Condition
-from cdlm.run import Job
 from cdlm.sample import sample, to_possible, words
 
 

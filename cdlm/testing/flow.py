@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -12,9 +13,9 @@ from cdlm.compose import Missing, Parts
 from cdlm.errors import CdlmError
 from cdlm.parts.constraints import Forbid, Size
 from cdlm.protocols import Constraint, Process
-from cdlm.records import Batch, State
+from cdlm.records import Batch, Said, State
 from cdlm.sample import captions, sample
-from cdlm.testing.examples import DIMS, condition, rng
+from cdlm.testing.examples import DIMS, condition, rng, stir
 from cdlm.testing.whole import around, data, trained
 
 OPTIONAL = frozenset(
@@ -24,6 +25,8 @@ OPTIONAL = frozenset(
     }
 )  # fmt: skip
 """The kinds that a process may go without; of all others every captioner has some."""
+
+LEARNING = ("process", "embedding", "network")  # what of the tiny captioner has weights
 
 EVERYWHERE = torch.ones(3, DIMS.length, dtype=torch.bool)
 
@@ -108,6 +111,23 @@ def check_process_obeys_constraints(process: Process) -> None:
     texts = [it.caption.split() for it in said]
     assert not {"a", "dog"} & {word for words in texts for word in words}, "barred words are said"
     assert {len(words) for words in texts} <= {2, 3}, "captions of other lengths"
+
+
+def check_process_lets_all_voices_speak(process: Process) -> None:
+    """One that provides `ensemble` says beside itself what it says alone; beside another, not."""
+    if "ensemble" not in getattr(process, "provides", ()):
+        return
+    parts = _ready(process)
+    other = replace(parts, **{kind: copy.deepcopy(getattr(parts, kind)) for kind in LEARNING})
+    stir(other.modules())
+
+    def said(*beside: Parts) -> list[Said]:
+        shape = (20, DIMS.image_tokens, DIMS.image_width)
+        features = torch.randn(shape, generator=rng())
+        return captions(replace(parts, beside=beside), features, rng())
+
+    assert said(parts) == said(), "two that are alike say something else than one"
+    assert said(other) != said(), "another beside it changes nothing"
 
 
 def check_process_uses_what_it_does_not_go_without(process: Process) -> None:

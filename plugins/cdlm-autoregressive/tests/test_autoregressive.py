@@ -49,10 +49,11 @@ def test_cached_logits_are_the_uncached_ones(mode: nn.Module | None) -> None:
     it, ids = parts(mode), batch().ids
     with torch.no_grad():
         whole = it.process.logits(it, ids, condition())
-        reader = Reader.begin(it, it.process.start, condition(), 1, DIMS.length)
+        reader = Reader.begin(it, condition(), 1, DIMS.length)
         for place in range(DIMS.length):
-            logits, reader = reader.read(ids[:, None], place)
-            torch.testing.assert_close(logits[:, 0], whole[:, place], rtol=1e-5, atol=1e-5)
+            shares, reader = reader.read(ids[:, None], place, None)
+            wanted = whole[:, place].log_softmax(1)
+            torch.testing.assert_close(shares[:, 0], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_no_word_hears_of_a_later_one_but_all_hear_the_image() -> None:

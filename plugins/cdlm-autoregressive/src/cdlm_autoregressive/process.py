@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from cdlm.network import withhold
+from cdlm.parts.ensemble import pooled
 from cdlm.records import Batch, Condition, Dims, Once, State
 from cdlm.sample import forbidden
 from cdlm.values import NonNegative, Positive
@@ -35,6 +36,7 @@ class Autoregressive(nn.Module):
     """
 
     needs: ClassVar[set[str]] = {"causal"}
+    provides: ClassVar[set[str]] = {"ensemble"}
     without: ClassVar[set[str]] = {
         "schedule", "noise", "timesteps", "target", "self_conditioning", "guidance", "variance",
         "loss", "rounding", "grid", "sampler",
@@ -79,14 +81,15 @@ class Autoregressive(nn.Module):
         ends = (parts.tokenizer.pad, parts.tokenizer.end)
         barred, length = forbidden(parts, mask.device), mask.shape[1]
         beams = Beams.empty(mask, self.beams, ends[0])
-        reader = Reader.begin(parts, self.start, condition, self.beams, length)
+        readers = [Reader.begin(it, condition, self.beams, length) for it in parts.voices]
         yield State(x=beams.ids[:, 0], t=1.0)
         for place in range(length):
-            logits, reader = reader.read(beams.ids, place)
-            shares = logits if barred is None else logits.masked_fill(barred[place], -torch.inf)
+            bars = None if barred is None else barred[place]
+            read = [it.read(beams.ids, place, bars) for it in readers]
+            shares = pooled([it for it, _ in read])
             last = ~mask[:, place + 1] if place + 1 < length else mask.new_ones(len(mask))
-            beams, parent = beams.grown(shares.log_softmax(2), place, last, ends, pick)
-            reader = reader.of(parent)
+            beams, parent = beams.grown(shares, place, last, ends, pick)
+            readers = [it.of(parent) for _, it in read]
             over = place + 1 == length or bool(beams.ended.all())
             yield State(x=beams.ids[:, 0], t=0.0 if over else 1 - (place + 1) / length)
             if over:
@@ -99,7 +102,7 @@ class Autoregressive(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """The network, and all that it keeps of what it has read."""
+    """One voice's network, and all that it keeps of what it has read."""
 
     parts: Parts
     condition: Condition  # of every beam of every image
@@ -107,18 +110,17 @@ class Reader:
     past: Past | None
 
     @classmethod
-    def begin(
-        cls, parts: Parts, start: Tensor, condition: Condition, beams: int, length: int
-    ) -> Reader:
+    def begin(cls, parts: Parts, condition: Condition, beams: int, length: int) -> Reader:
         """Nothing read."""
+        assert isinstance(parts.process, Autoregressive), "all voices have the same process"
         features = condition.features.repeat_interleave(beams, 0)
         keep = condition.keep.repeat_interleave(beams, 0)
-        x = start.detach().expand(len(features), length, -1).clone()
+        x = parts.process.start.detach().expand(len(features), length, -1).clone()
         condition = Condition(features=features, keep=keep, once=Once({}))
         return cls(parts=parts, condition=condition, x=x, past=None)
 
-    def read(self, ids: Tensor, place: int) -> tuple[Tensor, Reader]:
-        """A score for each word at a place, given the ids B K L before it. -> B K V."""
+    def read(self, ids: Tensor, place: int, barred: Tensor | None) -> tuple[Tensor, Reader]:
+        """log p of each word at a place, given the ids B K L before it. barred V -> B K V."""
         if place:
             self.x[:, place] = self.parts.embedding(ids[..., place - 1].flatten())
         network = self.parts.network
@@ -128,7 +130,9 @@ class Reader:
         assert isinstance(denoiser, Causal), "it provides what the process needs"
         h, past = denoiser.extend(stream, place, self.past)
         logits = self.parts.embedding.logits(network.write(h)[:, 0].float())
-        return logits.view(*ids.shape[:2], -1), replace(self, past=past)
+        if barred is not None:
+            logits = logits.masked_fill(barred, -torch.inf)
+        return logits.log_softmax(1).view(*ids.shape[:2], -1), replace(self, past=past)
 
     def of(self, parent: Tensor) -> Reader:
         """What it has read of these beams B K."""

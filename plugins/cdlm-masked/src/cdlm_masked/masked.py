@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from cdlm.errors import CdlmError
 from cdlm.network import guided, withhold
+from cdlm.parts.ensemble import pooled
 from cdlm.parts.lengths import Predicted
 from cdlm.records import Batch, Condition, Dims, Once, State
 from cdlm.sample import forbidden, to_possible
@@ -47,7 +48,7 @@ class Masked(nn.Module):
     Ghazvininejad et al. 2019 (Mask-Predict), sections 2 and 3.
     """
 
-    provides: ClassVar[set[str]] = {"times", "length_loss"}
+    provides: ClassVar[set[str]] = {"times", "length_loss", "ensemble"}
     without: ClassVar[set[str]] = {
         "schedule", "noise", "target", "self_conditioning", "variance", "loss", "rounding", "grid",
         "sampler",
@@ -119,18 +120,21 @@ class Masked(nn.Module):
         self, parts: Parts, ids: Tensor, t: Tensor, condition: Condition, mask: Tensor
     ) -> Tensor:
         """log p of every word at every place, given those that are not hidden. -> B L V."""
-        said = self.answers(parts, ids, t, condition, mask)
-        return parts.embedding.logits(said).log_softmax(2)
+        return allowed(parts, self.answers(parts, ids, t, condition, mask), None)
 
     def answers(
         self, parts: Parts, ids: Tensor, t: Tensor, condition: Condition, mask: Tensor
-    ) -> Tensor:
-        """What the network says of every place, in the space of word vectors. -> B L E."""
+    ) -> list[Tensor]:
+        """What each voice says of every place, in the space of its word vectors. -> B L E."""
         hidden = ids == self.vocab
-        x = parts.embedding(ids.masked_fill(hidden, parts.tokenizer.pad))
-        x = torch.where(hidden[..., None], self.hidden.to(x), x)
         seen = mask & ~hidden if self.heard == "shown" else mask
-        return guided(parts, x, t, condition, seen).float()
+        said = []
+        for voice in parts.voices:
+            assert isinstance(voice.process, Masked), "all voices have the same process"
+            x = voice.embedding(ids.masked_fill(hidden, parts.tokenizer.pad))
+            x = torch.where(hidden[..., None], voice.process.hidden.to(x), x)
+            said.append(guided(voice, x, t, condition, seen).float())
+        return said
 
     # ------------------------------------------------------------------------------- the way back
 
@@ -173,16 +177,18 @@ class Masked(nn.Module):
             hidden = beams.ids[:, 0] == self.vocab
             times = (hidden.sum(1) / masks.sum(1)).repeat_interleave(k)
             said = self.answers(parts, beams.ids.flatten(0, 1), times, condition, seen)
-            said = said.unflatten(0, (len(masks), k))
-            first = allowed(parts, said[:, 0], barred)  # of the best beam, which says the place
+            said = [it.unflatten(0, (len(masks), k)) for it in said]
+            best = [it[:, 0] for it in said]  # of each image, which says the place
+            first = allowed(parts, best, barred)
             place = self.sureness(first).masked_fill(~hidden, -torch.inf).argmax(1)
-            shares = allowed(parts, said[row, :, place], barred, place)
+            at = [it[row, :, place] for it in said]
+            shares = allowed(parts, at, barred, place)
             estimate = beams.ids[:, 0].where(~hidden, first.argmax(2))
             beams = beams.grown(shares, place, still=~hidden.any(1))
-            best = beams.ids[:, 0]
-            t = float((best == self.vocab).sum() / masks.sum())
+            ids = beams.ids[:, 0]
+            t = float((ids == self.vocab).sum() / masks.sum())
             found = image * several + (beams.total[:, 0] + likely).view(-1, several).argmax(1)
-            yield State(x=best[found], t=t, x0_hat=(estimate if t else best)[found])
+            yield State(x=ids[found], t=t, x0_hat=(estimate if t else ids)[found])
 
     def near(self, parts: Parts, condition: Condition, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The lengths that are tried of each image, one after the other, and log p of each.
@@ -236,13 +242,17 @@ class Masked(nn.Module):
 
 
 def allowed(
-    parts: Parts, said: Tensor, barred: Tensor | None, place: Tensor | None = None
+    parts: Parts, said: Sequence[Tensor], barred: Tensor | None, place: Tensor | None = None
 ) -> Tensor:
-    """log p of every word that may stand at a place, by what the network says of it.
+    """log p of every word that may stand at a place, by what each voice says of it.
 
     Shapes: said B L E, barred L V -> B L V; or of one place B of each row: said B K E -> B K V.
     """
-    scores = parts.embedding.logits(said)
-    if barred is not None:
-        scores = scores.masked_fill(barred if place is None else barred[place, None], -torch.inf)
-    return scores.log_softmax(2)
+    shares = []
+    for voice, it in zip(parts.voices, said, strict=True):
+        scores = voice.embedding.logits(it)
+        if barred is not None:
+            bars = barred if place is None else barred[place, None]
+            scores = scores.masked_fill(bars, -torch.inf)
+        shares.append(scores.log_softmax(2))
+    return pooled(shares)
