@@ -85,7 +85,8 @@ def _write(
         if (run.path / name).is_file():
             shutil.copyfile(run.path / name, place / name)
     write_text(place / RECIPE, recipe.toml())
-    write_json(place / PROVENANCE, _public(run.provenance()) | {"hash": recipe.hash})
+    named = {"recipe": recipe.name, "hash": recipe.hash}
+    write_json(place / PROVENANCE, _public(run.provenance()) | named)
     kept = {name: _rounded(it, precision) for name, it in weights.items()}
     state = found.state | {"averaged": steps}
     checkpoint.save(place / "checkpoints", found.step, {"weights": kept}, state, 1)

@@ -71,8 +71,9 @@ def choose_device(wanted: str) -> str:
 
 def stored(run: RunDir) -> Recipe:
     """The recipe of a run. Raises RecipeError, and RunError where it needs a plugin."""
+    name = rundir.known(run.path).get("recipe", run.path.parent.name)
     try:
-        return recipes.loads(run.recipe_text(), run.path.parent.name, place=str(run.recipe))
+        return recipes.loads(run.recipe_text(), name, place=str(run.recipe))
     except RecipeError as error:
         gone = foreign.missing(run.provenance().get("components", {}))
         if not gone:

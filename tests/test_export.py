@@ -23,6 +23,7 @@ def test_an_exported_run_says_the_same(cdlm: Command, tiny_run: Finished, tmp_pa
     assert (said.code, said.out.split(" (")[0]) == (0, f"exported: {out}")
     assert cdlm("eval", out).code == 0
     assert scores(out) == RunDir(tiny_run.path).summary()["scores"]
+    assert stored(RunDir(out)).name == "tiny"
 
 
 def test_half_the_bits_by_default(cdlm: Command, tiny_run: Finished, tmp_path: Path) -> None:
