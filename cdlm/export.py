@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cdlm import checkpoint
 from cdlm.errors import RunError
-from cdlm.job import altered, check_alike, stored
+from cdlm.job import alike, altered, stored
 from cdlm.recipe import Recipe
 from cdlm.rundir import (
     MEMBERS,
@@ -54,16 +54,15 @@ def export(
     """
     recipe = altered(stored(run), sets)
     others = [*run.members, *(it for member in members for it in (member, *member.members))]
-    for other in others:
-        check_alike(run, other)
+    theirs = alike(run, others)
     try:
         with draft_folder(out) as place:
             _write(run, recipe, place, step, average, precision)
-            for number, other in enumerate(others, 1):
+            for number, (other, its) in enumerate(zip(others, theirs, strict=True), 1):
                 which = (step, average) if other in members else (None, None)
                 folder = place / MEMBERS / str(number)
                 folder.mkdir(parents=True)
-                _write(other, stored(other), folder, *which, precision)
+                _write(other, its, folder, *which, precision)
     except OSError as error:
         raise RunError(f"{out}: can't write the run there: {error.strerror or error}") from error
     return out

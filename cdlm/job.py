@@ -46,8 +46,6 @@ SAMPLING = (
 
 log = logging.getLogger(__name__)
 
-log = logging.getLogger(__name__)
-
 
 def choose_device(wanted: str) -> str:
     """ "auto" is CUDA where there is some, and one of several processes takes its own.
@@ -124,28 +122,34 @@ def _rested_on(recipe: Recipe, free: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def check_alike(run: RunDir, member: RunDir) -> None:
-    """Runs that say captions together see the same image, and say the same words in one way.
+def alike(run: RunDir, members: Sequence[RunDir]) -> list[Recipe]:
+    """The recipes of runs that can say captions together with this one.
 
-    Their networks, and what they were trained on, may differ. Raises RunError.
+    They see the same image, and say the same words in one way; their networks, and what they were
+    trained on, may differ. Raises RunError for one that can't.
     """
-    one, two = _in_common(run), _in_common(member)
-    if differs := next((name for name in one if one[name] != two[name]), None):
-        raise RunError(
-            f"{member.path}: it can't say captions together with {run.path}\n"
-            f"    its {differs} is another; networks, data and seeds may differ"
-        )
-    choice = stored(run).one("process")
-    spec = signature.read(plugins.load().registry.get("process", choice.use))
+    if not members:
+        return []
+    recipe, others = stored(run), [stored(member) for member in members]
+    wanted = _in_common(run, recipe)
+    for member, other in zip(members, others, strict=True):
+        found = _in_common(member, other)
+        if differs := next((name for name in wanted if wanted[name] != found[name]), None):
+            raise RunError(
+                f"{member.path}: it can't say captions together with {run.path}\n"
+                f"    its {differs} is another; networks, data and seeds may differ"
+            )
+    process = recipe.one("process").use
+    spec = signature.read(plugins.load().registry.get("process", process))
     if "ensemble" not in spec.sets.get("provides", ()):
         raise RunError(
-            f"{run.path}: its process, {choice.use}, can't say captions together with another run"
+            f"{run.path}: its process, {process}, can't say captions together with another run"
         )
+    return others
 
 
-def _in_common(run: RunDir) -> dict[str, Any]:
+def _in_common(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     """What is the same for all of an ensemble, by name."""
-    recipe = stored(run)
     parts = _rested_on(recipe, _afterwards(recipe))
     return {
         "encoder": recipe.one("encoder"),
@@ -186,13 +190,11 @@ class Job:
         parts = compose(recipe, encoder, tokenizer)
         forbidden(parts, torch.device("cpu"))  # so is a constraint on words that there are not
         _check_guidance(trained, recipe, parts.dims)
-        alone = cls(run, recipe, parts, device, splits)
-        return alone._joined_by([alone._member(it) for it in run.members])
+        alone, members = cls(run, recipe, parts, device, splits), run.members
+        return alone._joined_by(list(map(alone._member, members, alike(run, members))))
 
-    def _member(self, run: RunDir) -> Job:
-        """Another run, to say captions together with this one. Raises RunError if it can't."""
-        check_alike(self.run, run)
-        recipe = stored(run)
+    def _member(self, run: RunDir, recipe: Recipe) -> Job:
+        """Another run, to say captions together with this one."""
         sampling = {kind: self.recipe.choices[kind] for kind in SAMPLING if kind in recipe.choices}
         recipe = replace(recipe, choices=recipe.choices | sampling)
         parts = compose(recipe, self.parts.encoder, self.parts.tokenizer)

@@ -49,7 +49,7 @@ def test_cached_logits_are_the_uncached_ones(mode: nn.Module | None) -> None:
     it, ids = parts(mode), batch().ids
     with torch.no_grad():
         whole = it.process.logits(it, ids, condition())
-        reader = Reader.begin(it, condition(), 1, DIMS.length)
+        reader = Reader.begin(it, condition(), DIMS.length)
         for place in range(DIMS.length):
             shares, reader = reader.read(ids[:, None], place, None)
             wanted = whole[:, place].log_softmax(1)

@@ -81,7 +81,11 @@ class Autoregressive(nn.Module):
         ends = (parts.tokenizer.pad, parts.tokenizer.end)
         barred, length = forbidden(parts, mask.device), mask.shape[1]
         beams = Beams.empty(mask, self.beams, ends[0])
-        readers = [Reader.begin(it, condition, self.beams, length) for it in parts.voices]
+        features, keep = (
+            x.repeat_interleave(self.beams, 0) for x in (condition.features, condition.keep)
+        )
+        condition = Condition(features=features, keep=keep, once=Once({}))
+        readers = [Reader.begin(it, condition, length) for it in parts.voices]
         yield State(x=beams.ids[:, 0], t=1.0)
         for place in range(length):
             bars = None if barred is None else barred[place]
@@ -110,13 +114,10 @@ class Reader:
     past: Past | None
 
     @classmethod
-    def begin(cls, parts: Parts, condition: Condition, beams: int, length: int) -> Reader:
-        """Nothing read."""
+    def begin(cls, parts: Parts, condition: Condition, length: int) -> Reader:
+        """Nothing read; the condition is every beam's."""
         assert isinstance(parts.process, Autoregressive), "all voices have the same process"
-        features = condition.features.repeat_interleave(beams, 0)
-        keep = condition.keep.repeat_interleave(beams, 0)
-        x = parts.process.start.detach().expand(len(features), length, -1).clone()
-        condition = Condition(features=features, keep=keep, once=Once({}))
+        x = parts.process.start.detach().expand(len(condition.features), length, -1).clone()
         return cls(parts=parts, condition=condition, x=x, past=None)
 
     def read(self, ids: Tensor, place: int, barred: Tensor | None) -> tuple[Tensor, Reader]:

@@ -128,10 +128,10 @@ class Masked(nn.Module):
         """What each voice says of every place, in the space of its word vectors. -> B L E."""
         hidden = ids == self.vocab
         seen = mask & ~hidden if self.heard == "shown" else mask
-        said = []
+        there, said = ids.masked_fill(hidden, parts.tokenizer.pad), list[Tensor]()
         for voice in parts.voices:
             assert isinstance(voice.process, Masked), "all voices have the same process"
-            x = voice.embedding(ids.masked_fill(hidden, parts.tokenizer.pad))
+            x = voice.embedding(there)
             x = torch.where(hidden[..., None], voice.process.hidden.to(x), x)
             said.append(guided(voice, x, t, condition, seen).float())
         return said
@@ -178,17 +178,15 @@ class Masked(nn.Module):
             times = (hidden.sum(1) / masks.sum(1)).repeat_interleave(k)
             said = self.answers(parts, beams.ids.flatten(0, 1), times, condition, seen)
             said = [it.unflatten(0, (len(masks), k)) for it in said]
-            best = [it[:, 0] for it in said]  # of each image, which says the place
-            first = allowed(parts, best, barred)
+            first = allowed(parts, [it[:, 0] for it in said], barred)  # of the best beam
             place = self.sureness(first).masked_fill(~hidden, -torch.inf).argmax(1)
-            at = [it[row, :, place] for it in said]
-            shares = allowed(parts, at, barred, place)
+            shares = allowed(parts, [it[row, :, place] for it in said], barred, place)
             estimate = beams.ids[:, 0].where(~hidden, first.argmax(2))
             beams = beams.grown(shares, place, still=~hidden.any(1))
-            ids = beams.ids[:, 0]
-            t = float((ids == self.vocab).sum() / masks.sum())
+            best = beams.ids[:, 0]
+            t = float((best == self.vocab).sum() / masks.sum())
             found = image * several + (beams.total[:, 0] + likely).view(-1, several).argmax(1)
-            yield State(x=ids[found], t=t, x0_hat=(estimate if t else ids)[found])
+            yield State(x=best[found], t=t, x0_hat=(estimate if t else best)[found])
 
     def near(self, parts: Parts, condition: Condition, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The lengths that are tried of each image, one after the other, and log p of each.
@@ -248,11 +246,8 @@ def allowed(
 
     Shapes: said B L E, barred L V -> B L V; or of one place B of each row: said B K E -> B K V.
     """
-    shares = []
-    for voice, it in zip(parts.voices, said, strict=True):
-        scores = voice.embedding.logits(it)
-        if barred is not None:
-            bars = barred if place is None else barred[place, None]
-            scores = scores.masked_fill(bars, -torch.inf)
-        shares.append(scores.log_softmax(2))
-    return pooled(shares)
+    scores = [voice.embedding.logits(it) for voice, it in zip(parts.voices, said, strict=True)]
+    if barred is not None:
+        bars = barred if place is None else barred[place, None]
+        scores = [it.masked_fill(bars, -torch.inf) for it in scores]
+    return pooled([it.log_softmax(2) for it in scores])
