@@ -24,6 +24,7 @@ from cdlm.protocols import (
     Loss,
     Metric,
     Noise,
+    Objective,
     Process,
     Rounding,
     Sampler,
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 
 SINGLE = (
     "process", "length", "embedding", "schedule", "noise", "timesteps", "target",
-    "self_conditioning", "guidance", "variance", "rounding", "grid", "sampler", "selection",
+    "self_conditioning", "guidance", "variance", "objective", "rounding", "grid", "sampler",
+    "selection",
 )  # fmt: skip
 """Kinds of which a captioner has one, built once the widths are known."""
 
@@ -68,6 +70,7 @@ class Parts:
     guidance: Guidance
     variance: Variance
     loss: dict[str, Loss]  # by name
+    objective: Objective
     rounding: Rounding
     grid: Grid
     sampler: Sampler

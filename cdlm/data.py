@@ -26,6 +26,8 @@ class Captions:
     weights: tuple[float, ...] = ()  # captions: how often each comes, against the others; or equal
     texts: Tensor | None = None  # captions 1 C, where a part needs the captions' own features
     pictured: Tensor | None = None  # captions, bool: which have a photo; None: all
+    image: Tensor | None = None  # captions: the row of references
+    references: tuple[list[str], ...] = ()  # images, photo or not: their captions
 
     @classmethod
     def of(
@@ -52,6 +54,8 @@ class Captions:
             () if len(set(weights)) == 1 else tuple(weights),
             None if texts is None else texts[: limit or None].to(device),
             None if all(split.pictured) else pictured[image].to(device),
+            image,
+            _references(split, limit),
         )
 
     def batch(self, k: int, size: int, seed: int) -> Batch:
@@ -60,7 +64,9 @@ class Captions:
         An epoch is a permutation of all captions, or, where they have weights, as many drawn so
         that each comes as often as its weight says, up to one.
         """
-        rows = self._rows(k * size, size, seed).to(self.ids.device)
+        drawn = self._rows(k * size, size, seed)
+        known = [] if self.image is None else self.image[drawn].tolist()
+        rows = drawn.to(self.ids.device)
         owner = self.owner[rows]
         return Batch(
             ids=self.ids[rows],
@@ -68,6 +74,7 @@ class Captions:
             features=self.features[owner.to(self.features.device)].to(owner.device),
             text=None if self.texts is None else self.texts[rows],
             pictured=None if self.pictured is None else self.pictured[rows],
+            references=[self.references[i] for i in known],
         )
 
     def _rows(self, start: int, size: int, seed: int) -> Tensor:
@@ -78,6 +85,16 @@ class Captions:
             rows.append(piece)
             start, size = start + len(piece), size - len(piece)
         return torch.cat(rows)
+
+
+def _references(split: Split, limit: int) -> tuple[list[str], ...]:
+    """The captions of each image, as far as they are among the first `limit`; 0: all."""
+    left = limit or len(flat(split))
+    kept = list[list[str]]()
+    for texts in split.captions:
+        kept.append(texts[:left])
+        left -= len(kept[-1])
+    return tuple(kept)
 
 
 def flat(split: Split, limit: int = 0) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -279,7 +281,7 @@ def _check_guidance(trained: Recipe, recipe: Recipe, dims: Dims) -> None:
 
 
 def _tokenizer(run: RunDir, recipe: Recipe, splits: dict[str, Split]) -> Tokenizer:
-    """The run's vocabulary: the stored one, or learnt from the training captions and stored."""
+    """The run's vocabulary: the stored one; else that of the run it starts with, or learnt."""
     tokenizer: Tokenizer = make(recipe.one("tokenizer"))
     if run.tokenizer.is_file():
         try:
@@ -290,11 +292,25 @@ def _tokenizer(run: RunDir, recipe: Recipe, splits: dict[str, Split]) -> Tokeniz
                 "or delete it and go on with --resume, which learns it again from the captions"
             ) from error
         return tokenizer
+    if recipe.train.start:
+        shutil.copyfile(start_of(recipe).tokenizer, run.tokenizer)
+        return _tokenizer(run, recipe, splits)
     splits["train"] = dataset(recipe).split("train")
     tokenizer.fit(flat(splits["train"]))
     with rundir.draft(run.tokenizer) as place:
         tokenizer.save(place)
     return tokenizer
+
+
+def start_of(recipe: Recipe) -> RunDir:
+    """The run whose weights and vocabulary training begins with. Raises RunError."""
+    try:
+        run = RunDir.open(Path(recipe.train.start))
+    except RunError as error:
+        raise RunError(f"train.start: {error}") from error
+    if not run.tokenizer.is_file():
+        raise RunError(f"train.start: {run.tokenizer}: is not there; that run has no vocabulary")
+    return run
 
 
 @contextmanager

@@ -163,7 +163,12 @@ class Process(Protocol):
     """kind `process`: how captions are taken apart in training and put together in sampling.
 
     Where all other kinds meet. It may be a Module. One that provides "ensemble" asks all voices of
-    the parts, in sampling, and says what they say together.
+    the parts, in sampling, and says what they say together. One that provides "draws" has two more
+    methods, for objectives that judge what the network says by chance:
+
+        draw(parts, condition, rng) -> Drawn: a caption for each row, every word drawn by its p;
+        log_p(parts, drawn, condition, rng) -> B: its log p in nats, or an estimate that has the
+        right mean, with a gradient.
     """
 
     without: ClassVar[set[str]]  # kinds that it has no use for; the parts have none of them
@@ -238,6 +243,16 @@ class Loss(Protocol):
 
     def __call__(self, guess: Guess) -> Tensor:
         """-> B: averaged over the scored positions of each caption, never over the batch."""
+
+
+class Objective(Protocol):
+    """kind `objective`: what training makes smaller."""
+
+    def begin(self, references: Sequence[Sequence[str]]) -> None:
+        """Told of the training captions, image by image, before the first step of a training."""
+
+    def __call__(self, parts: Parts, batch: Batch, rng: Generator) -> dict[str, Tensor]:
+        """Its terms by name, as a process gives those of its loss; their sum is made smaller."""
 
 
 class Variance(Protocol):

@@ -22,7 +22,10 @@ from cdlm.registry import IN_RECIPES, KINDS, Entry, Kind, Registry
 from cdlm.signature import Parameter, Spec
 from cdlm.values import Above0, Count, NonNegative, Positive, Share
 
-USUAL = Tree({"process": {"use": "gaussian"}}, {("process",): "default"})
+USUAL = Tree(
+    {"process": {"use": "gaussian"}, "objective": {"use": "process_loss"}},
+    {("process",): "default", ("objective",): "default"},
+)
 """What lies below every recipe: the stored ones that are older than a kind stay whole."""
 
 LARGEST = 2**63 - 1  # whole numbers beyond it don't fit into a tensor or a seed
@@ -44,6 +47,8 @@ class TrainTable:
     """[train]: how the parts are trained."""
 
     steps: Positive = 1000  # steps of the optimizer
+    start: str = ""  # a run, whose weights and vocabulary it begins with; "": new ones
+    start_step: Count = 0  # of that run's checkpoint; 0: the newest
     limit: Count = 0  # training captions, the first ones; 0: all
     batch: Positive = 128  # captions seen between two updates, divided by accumulate
     accumulate: Positive = 1  # batches whose gradients make one update

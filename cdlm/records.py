@@ -82,7 +82,7 @@ class Batch:
     features: Tensor  # B N C
     text: Tensor | None = None  # B 1 C: the encoder's feature of the caption, where a part needs it
     pictured: Tensor | None = None  # B, bool: whether there is a photo; None: of all
-    image_id: list[str] = field(default_factory=list)
+    references: list[list[str]] = field(default_factory=list)  # B: all captions of its image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +154,15 @@ class State:
     t: float
     x0_hat: Tensor | None = None  # as x: the estimate that led here; None before the first step
     carry: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Captions that the network has said by chance, each word by its p; what a reward judges."""
+
+    ids: Tensor  # B L, padding outside the mask
+    mask: Tensor  # B L, bool
+    order: Tensor  # B L, integer: the place that was said first, second, ...; then those unsaid
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ KINDS: dict[str, Kind] = {
         Kind(
             "loss", "one weighted term of the training loss; a sum", many=True, least=1, once=True
         ),
+        Kind("objective", "says what training makes smaller: the loss of the process, or another"),
         Kind("rounding", "pulls the estimate of x0 towards words before the sampler uses it"),
         Kind("grid", "says which times sampling visits"),
         Kind("sampler", "goes from noise to text, step by step"),

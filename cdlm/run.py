@@ -34,7 +34,7 @@ from cdlm.evaluate import (
 )
 from cdlm.features import features, text_features
 from cdlm.gallery import gallery
-from cdlm.job import Job, fitting, stored, vocabulary
+from cdlm.job import Job, fitting, start_of, stored, vocabulary
 from cdlm.places import cache_dir
 from cdlm.progress import Tell, silent
 from cdlm.protocols import Encoder, Metric
@@ -139,7 +139,7 @@ def train_run(job: Job, tell: Tell = silent) -> None:
 
 
 def _pupil(job: Job) -> tuple[Learner, int, float]:
-    """The learner of the newest checkpoint, its step and seconds of training; or a new one."""
+    """The learner of the newest checkpoint, its step and seconds of training; or a first one."""
     pupil = learner(job.parts, job.recipe.train, job.device)
     found = checkpoint.newest(job.run.checkpoints)
     if found is None and job.run.last_step is not None:
@@ -148,6 +148,8 @@ def _pupil(job: Job) -> tuple[Learner, int, float]:
             f"{job.run.last_step})\n    run again with another seed, or move this folder away"
         )
     if found is None:
+        if job.recipe.train.start:
+            _start(pupil, job)
         return pupil, 0, 0.0
     if "training" not in found.tensors:
         raise RunError(
@@ -159,6 +161,17 @@ def _pupil(job: Job) -> tuple[Learner, int, float]:
     if found.step < job.recipe.train.steps:
         _warn_of_threads(found.state["threads"])
     return pupil, found.step, found.state.get("seconds", 0.0)
+
+
+def _start(pupil: Learner, job: Job) -> None:
+    """Take over the averaged weights of the run that this one starts with. Raises RunError."""
+    plan = job.recipe.train
+    found = checkpoint.find(start_of(job.recipe).checkpoints, plan.start_step or None)
+    weights = found.tensors["weights"]
+    with fitting(found, job.run):
+        pupil.model.load_state_dict(weights)
+    for name, mean in pupil.average.items():
+        mean.copy_(weights[name])
 
 
 def _captions(job: Job, name: str, limit: int, tell: Tell) -> Captions:

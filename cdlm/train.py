@@ -1,4 +1,4 @@
-"""The forward data flow: batches of captions to a process's loss, in a loop that yields events."""
+"""The forward data flow: batches of captions to an objective, in a loop that yields events."""
 
 from __future__ import annotations
 
@@ -101,6 +101,7 @@ def train(
     Raises CdlmError where loss or gradient is not finite; the step is not taken.
     """
     learner.model.train()
+    parts.objective.begin(data.references)
     device = learner.device
     parts = replace(parts, network=_called(parts.network, plan, device))  # type: ignore[arg-type]
     for step in range(first, plan.steps):
@@ -134,7 +135,7 @@ def _backward(
     total: dict[str, Tensor] = {}
     for part in range(plan.accumulate):
         batch = data.batch(step * plan.accumulate + part, plan.batch, seed)
-        terms = parts.process.loss(parts, batch, rng)
+        terms = parts.objective(parts, batch, rng)
         torch.stack(list(terms.values())).sum().div(plan.accumulate).backward()
         for name, value in terms.items():
             total[name] = total.get(name, 0) + value.detach() / plan.accumulate
@@ -217,7 +218,7 @@ def _validated(
     total: dict[str, float] = {}
     with _averaged(learner):
         for k in range(count):
-            terms = parts.process.loss(parts, unseen.batch(k, batch, seed=0), rng)
+            terms = parts.objective(parts, unseen.batch(k, batch, seed=0), rng)
             total = {name: total.get(name, 0) + float(terms[name]) / count for name in terms}
     yield Event(step=done, name="validation_loss", value=sum(total.values()))
     for name, value in total.items():

@@ -112,6 +112,9 @@ BUILT_IN = {
         "match": "cdlm.parts.losses:Match",
         "length": "cdlm.parts.losses:Length",
     },
+    "objective": {
+        "process_loss": "cdlm.objective:ProcessLoss",
+    },
     "rounding": {
         "none": "cdlm.parts.rounding:Free",
         "clamp": "cdlm.parts.rounding:Clamp",

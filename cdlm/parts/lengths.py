@@ -19,6 +19,8 @@ class Generated(nn.Module):
     Shapes: -> B L.   Source: Li et al. 2022 (Diffusion-LM).
     """
 
+    provides: ClassVar[set[str]] = {"generated_end"}
+
     def __init__(self, *, dims: Dims):
         super().__init__()
         self.length = dims.length

@@ -10,7 +10,7 @@ built small. A law is a function `check_KIND_LAW(component)` that raises Asserti
 on a component of your own making where the registry's is not what you want to check:
 
     data      dataset, encoder, tokenizer, length, metric
-    flow      process
+    flow      process, objective
     process   embedding, schedule, noise, timesteps, target, variance, loss
     network   conditioning, denoiser, self_conditioning, guidance
     sampling  rounding, grid, sampler, constraint, selection

@@ -47,7 +47,8 @@ def batch(seed: int = 0) -> Batch:
     last = torch.tensor(LENGTHS)[:, None] - 1
     ids = ids.scatter(1, last, 1).masked_fill(~seen, 0)
     features, text = _features(draw), torch.randn(B, 1, DIMS.image_width, generator=draw)
-    return Batch(ids=ids, mask=seen, features=features, text=text, image_id=IDS[:B])
+    references = [[text] for text in CAPTIONS[:B]]
+    return Batch(ids=ids, mask=seen, features=features, text=text, references=references)
 
 
 def condition(keep: bool = True, seed: int = 0) -> Condition:

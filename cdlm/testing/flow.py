@@ -1,4 +1,4 @@
-"""Laws of a process: from captions to a loss, and from images to captions."""
+"""Laws of a process and of an objective: from captions to a loss, and from images to captions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cdlm.compose import Missing, Parts
 from cdlm.errors import CdlmError
 from cdlm.parts.constraints import Forbid, Size
-from cdlm.protocols import Constraint, Process
+from cdlm.protocols import Constraint, Objective, Process
 from cdlm.records import Batch, Said, State
 from cdlm.sample import captions, sample
 from cdlm.testing.examples import DIMS, condition, rng, stir
@@ -55,8 +56,13 @@ def check_process_gives_a_loss(process: Process) -> None:
         assert term.requires_grad, f"{name} has no gradient"
         assert bool(term.isfinite()), f"{name} is {float(term)}"
     torch.stack(list(terms.values())).sum().backward()
+    assert _taught(parts), "the network is not taught"
+
+
+def _taught(parts: Parts) -> bool:
+    """Whether a gradient has come to the network."""
     weights = [it.grad for it in parts.network.denoiser.parameters()]  # type: ignore[attr-defined]
-    assert any(it is not None and bool(it.any()) for it in weights), "the network is not taught"
+    return any(it is not None and bool(it.any()) for it in weights)
 
 
 def check_process_repeats(process: Process) -> None:
@@ -130,6 +136,23 @@ def check_process_lets_all_voices_speak(process: Process) -> None:
     assert said(other) != said(), "another beside it changes nothing"
 
 
+def check_process_knows_what_it_draws(process: Process) -> None:
+    """One that provides `draws` draws the same by the same rng; log p is of those, and teaches."""
+    if "draws" not in getattr(process, "provides", ()):
+        return
+    parts, asked = _ready(process), condition()
+    one, two = (process.draw(parts, asked, rng(3)) for _ in range(2))  # type: ignore[attr-defined]
+    assert torch.equal(one.ids, two.ids), "two draws by the same rng differ"
+    assert one.ids.shape == one.mask.shape == one.order.shape == (3, DIMS.length), "not B L"
+    assert bool((one.ids[~one.mask] == parts.tokenizer.pad).all()), "no padding outside the mask"
+    places = torch.arange(DIMS.length).expand_as(one.order)
+    assert torch.equal(one.order.sort(1).values, places), "not every place is in the order once"
+    log_p = process.log_p(parts, one, asked, rng())  # type: ignore[attr-defined]
+    assert log_p.shape == (3,) and bool((log_p <= 0).all()), f"log p is {log_p.tolist()}"
+    log_p.sum().backward()
+    assert _taught(parts), "the network is not taught"
+
+
 def check_process_uses_what_it_does_not_go_without(process: Process) -> None:
     """It works without the kinds of `without`, and would not without any other."""
     unknown = process.without - OPTIONAL
@@ -169,3 +192,33 @@ class _Watched:
     def __call__(self, *given: Any) -> Any:
         self.asked.append("()")
         return self.part(*given)
+
+
+# ------------------------------------------------------------------------------------- objective
+
+
+def check_objective_gives_terms(objective: Objective) -> None:
+    """Terms by name, each one finite number; their sum teaches the network."""
+    parts = around("objective", objective)
+    terms = _objectively(parts, 0)
+    assert terms and all(type(name) is str for name in terms), f"no terms by name: {terms}"
+    for name, term in terms.items():
+        assert term.shape == () and bool(term.isfinite()), f"{name} is {term}"
+    torch.stack(list(terms.values())).sum().backward()
+    assert _taught(parts), "the network is not taught"
+
+
+def check_objective_repeats(objective: Objective) -> None:
+    """All its randomness comes from rng."""
+    parts = around("objective", objective)
+    parts.modules().eval()
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)  # would move one that draws from the global generator
+        found.append(tuple(_objectively(parts, 3).values()))
+    assert all(map(torch.equal, *found)), "two calls differ"
+
+
+def _objectively(parts: Parts, seed: int) -> dict[str, Tensor]:
+    parts.objective.begin(data(parts).references)
+    return parts.objective(parts, _batch(parts), rng(seed))

@@ -477,8 +477,8 @@ def _rows(z: Guess, rows: list[int]) -> Guess:
     said = {n: getattr(z, n)[rows] for n in ("mask", "wanted", "got", "x0_hat")}
     corrupt = {n: getattr(z.noised, n)[rows] for n in ("x0", "eps", "x_t", "t")}
     given = {n: getattr(z.batch, n)[rows] for n in ("ids", "mask", "features", "text")}
-    names = [z.batch.image_id[i] for i in rows]
-    batch = replace(z.batch, **given, image_id=names)
+    references = [z.batch.references[i] for i in rows]
+    batch = replace(z.batch, **given, references=references)
     condition = Condition(features=batch.features, keep=z.condition.keep[rows])
     fewer = replace(z, **said, noised=replace(z.noised, **corrupt), batch=batch)
     return replace(fewer, condition=condition, think=lambda x_t, t: said["got"])

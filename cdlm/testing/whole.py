@@ -15,6 +15,7 @@ from cdlm.compose import SINGLE, Parts, make
 from cdlm.data import Captions
 from cdlm.gaussian import Gaussian
 from cdlm.network import Network
+from cdlm.objective import ProcessLoss
 from cdlm.parts import grids
 from cdlm.parts.conditioning import CrossAttention, ExtraToken, TimeAdd, TimeNorm
 from cdlm.parts.denoisers.modern import Modern
@@ -76,6 +77,7 @@ def captioner(**others: Any) -> Parts:
             "guidance": Plain(),
             "variance": Fixed(),
             "loss": {"mse": Mse(), "rounding": Rounding()},
+            "objective": ProcessLoss(),
             "rounding": Free(),
             "grid": grids.Uniform(),
             "sampler": Ddim(steps=4),
@@ -102,11 +104,12 @@ def network(mode: Conditioning | None = None, denoiser: Denoiser | None = None) 
 
 
 def data(parts: Parts) -> Captions:
-    """The four captions of `examples`, each with an image of its own."""
+    """The four captions of `examples`, each with an image of its own, and its only reference."""
     ids, mask = parts.tokenizer.encode(CAPTIONS, DIMS.length)
     features = torch.randn(len(IDS), DIMS.image_tokens, DIMS.image_width, generator=rng())
     texts = torch.randn(len(CAPTIONS), 1, DIMS.image_width, generator=rng(1))
-    return Captions(ids, mask, torch.arange(len(IDS)), features, texts=texts)
+    image, references = torch.arange(len(IDS)), tuple([text] for text in CAPTIONS)
+    return Captions(ids, mask, image, features, texts=texts, image=image, references=references)
 
 
 def plan(**others: Any) -> TrainTable:
@@ -158,15 +161,21 @@ def _placed(kind: str, component: Any) -> dict[str, Any]:
         return {"network": network(denoiser=component)}
     if kind == "process":
         return {"process": component} | _reader(component)
+    if kind == "objective" and (process := _provider("process", component)):
+        return {"objective": component, "process": process} | _reader(process)
     return {kind: component}
 
 
 def _reader(process: Any) -> dict[str, Any]:
     """The network of a process that needs another denoiser than the usual: the first that fits."""
-    needs: set[str] = getattr(process, "needs", set())
+    denoiser = _provider("denoiser", process)
+    return {"network": network(denoiser=denoiser)} if denoiser else {}
+
+
+def _provider(kind: str, component: Any) -> Any:
+    """The first of a kind that provides what the component needs; None where there is none."""
+    needs: set[str] = getattr(component, "needs", set())
     for entry in plugins.load().registry.entries():
-        provided = signature.read(entry).sets.get("provides", frozenset())
-        if entry.kind == "denoiser" and needs & provided:
-            denoiser = make(Choice("denoiser", entry.name, {}), dims=DIMS)
-            return {"network": network(denoiser=denoiser)}
-    return {}
+        if entry.kind == kind and needs & signature.read(entry).sets.get("provides", frozenset()):
+            return make(Choice(kind, entry.name, {}), dims=DIMS)
+    return None

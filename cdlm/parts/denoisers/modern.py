@@ -56,10 +56,23 @@ class Modern(nn.Module):
     sin: Tensor
 
     def forward(self, stream: Stream) -> Tensor:
-        h, mask = stream.h, stream.mask[:, None, None, :]
+        length = stream.h.shape[1]
+        used = _used(stream.mask)
+        h, mask = stream.h[:, :used], stream.mask[:, None, None, :used]
         for layer in self.layers:
-            h = layer(h, mask, stream, (self.cos, self.sin))
-        return self.norm(h, stream.time)[0]
+            h = layer(h, mask, stream, (self.cos[:used], self.sin[:used]))
+        return F.pad(self.norm(h, stream.time)[0], (0, 0, 0, length - used))
+
+
+def _used(mask: Tensor) -> int:
+    """Places up to the last one that any caption has, for what is behind them nobody hears.
+
+    All of them on a GPU, which would have to be waited for, and where it is compiled, for one
+    shape. Shapes: mask B M.
+    """
+    if mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return mask.shape[1]
+    return int(mask.any(0).nonzero().max()) + 1
 
 
 class _Norm(nn.Module):

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from cdlm.network import withhold
 from cdlm.parts.ensemble import pooled
-from cdlm.records import Batch, Condition, Dims, Once, State
-from cdlm.sample import forbidden
+from cdlm.records import Batch, Condition, Dims, Drawn, Once, State
+from cdlm.sample import forbidden, to_possible
 from cdlm.values import NonNegative, Positive
 from cdlm_autoregressive.causal import Causal, Past
-from cdlm_autoregressive.search import Beams, drawn, likeliest
+from cdlm_autoregressive.search import Beams, Pick, drawn, likeliest
 
 if TYPE_CHECKING:
     from cdlm.compose import Parts
@@ -30,13 +30,14 @@ class Autoregressive(nn.Module):
     beam that is greedy. With a temperature words are drawn instead, from softmax(logits / it).
     Keys and values of what is said are kept, so that a word is one pass over one place.
     Shapes: states are ids B L, padding what is not said yet; t = 1 - said / L.
+    The end of a caption is a word that it says: lengths that are drawn would cut captions short.
     Source: Vinyals et al. 2015 (teacher forcing, beam search); the penalty Wu et al. 2016 (GNMT),
     eq. 14.
     Raises ValueError for several beams with a temperature.
     """
 
-    needs: ClassVar[set[str]] = {"causal"}
-    provides: ClassVar[set[str]] = {"ensemble"}
+    needs: ClassVar[set[str]] = {"causal", "generated_end"}
+    provides: ClassVar[set[str]] = {"ensemble", "draws"}
     without: ClassVar[set[str]] = {
         "schedule", "noise", "timesteps", "target", "self_conditioning", "guidance", "variance",
         "loss", "rounding", "grid", "sampler",
@@ -58,10 +59,9 @@ class Autoregressive(nn.Module):
         self.start = nn.Parameter(0.02 * torch.randn(dims.width))  # stands before the first word
 
     def loss(self, parts: Parts, batch: Batch, rng: Generator) -> dict[str, Tensor]:
-        scored = parts.length.mask(batch) & batch.mask
         logits = self.logits(parts, batch.ids, withhold(batch, 0.0, rng))
         missed = F.cross_entropy(logits.transpose(1, 2), batch.ids, reduction="none")
-        return {"nll": (missed.where(scored, 0.0).sum(1) / scored.sum(1)).mean()}
+        return {"nll": (missed.where(batch.mask, 0.0).sum(1) / batch.mask.sum(1)).mean()}
 
     def logits(self, parts: Parts, ids: Tensor, condition: Condition) -> Tensor:
         """A score for each next word, given those before it. ids B L -> B L V."""
@@ -71,6 +71,25 @@ class Autoregressive(nn.Module):
         said = parts.network(x, x.new_zeros(len(x)), condition, everywhere)
         return parts.embedding.logits(said.float())
 
+    @torch.no_grad()
+    def draw(self, parts: Parts, condition: Condition, rng: Generator) -> Drawn:
+        """A caption for each row, word after word."""
+        places = to_possible(parts, parts.length.draw(condition, rng))
+        *_, last = self.said(parts, condition, places, 1, drawn(1.0, rng))
+        ids, ends = last.x, (last.x == parts.tokenizer.end) | (last.x == parts.tokenizer.pad)
+        before = ends.int().cumsum(1) - ends.int()
+        order = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return Drawn(ids=ids, mask=places & (before == 0), order=order)
+
+    def log_p(self, parts: Parts, drawn: Drawn, condition: Condition, rng: Generator) -> Tensor:
+        """Of drawn captions, their end counted; exact. -> B."""
+        logits = self.logits(parts, drawn.ids, condition)
+        barred = forbidden(parts, logits.device)
+        if barred is not None:
+            logits = logits.masked_fill(barred, -torch.inf)
+        each = logits.log_softmax(2).gather(2, drawn.ids[..., None])[..., 0]
+        return each.where(drawn.mask, 0.0).sum(1)
+
     def sample(
         self, parts: Parts, condition: Condition, mask: Tensor, steps: int | None, rng: Generator
     ) -> Iterator[State]:
@@ -78,11 +97,17 @@ class Autoregressive(nn.Module):
         pick = likeliest(self.beams, self.penalty)
         if self.temperature:
             pick = drawn(self.temperature, rng)
+        yield from self.said(parts, condition, mask, self.beams, pick)
+
+    def said(
+        self, parts: Parts, condition: Condition, mask: Tensor, count: int, pick: Pick
+    ) -> Iterator[State]:
+        """A state for each word of so many captions that are followed."""
         ends = (parts.tokenizer.pad, parts.tokenizer.end)
         barred, length = forbidden(parts, mask.device), mask.shape[1]
-        beams = Beams.empty(mask, self.beams, ends[0])
+        beams = Beams.empty(mask, count, ends[0])
         features, keep = (
-            x.repeat_interleave(self.beams, 0) for x in (condition.features, condition.keep)
+            x.repeat_interleave(count, 0) for x in (condition.features, condition.keep)
         )
         condition = Condition(features=features, keep=keep, once=Once({}))
         readers = [Reader.begin(it, condition, length) for it in parts.voices]

@@ -16,13 +16,16 @@ from cdlm.errors import CdlmError
 from cdlm.network import guided, withhold
 from cdlm.parts.ensemble import pooled
 from cdlm.parts.lengths import Predicted
-from cdlm.records import Batch, Condition, Dims, Once, State
+from cdlm.records import Batch, Condition, Dims, Drawn, Once, State
 from cdlm.sample import forbidden, to_possible
 from cdlm.values import NonNegative, Positive
 from cdlm_masked.search import Beams
 
 if TYPE_CHECKING:
     from cdlm.compose import Parts
+
+
+PLACES = 3  # of a drawn caption that its log p is estimated from
 
 
 class Masked(nn.Module):
@@ -48,7 +51,7 @@ class Masked(nn.Module):
     Ghazvininejad et al. 2019 (Mask-Predict), sections 2 and 3.
     """
 
-    provides: ClassVar[set[str]] = {"times", "length_loss", "ensemble"}
+    provides: ClassVar[set[str]] = {"times", "length_loss", "ensemble", "draws"}
     without: ClassVar[set[str]] = {
         "schedule", "noise", "target", "self_conditioning", "variance", "loss", "rounding", "grid",
         "sampler",
@@ -135,6 +138,78 @@ class Masked(nn.Module):
             x = torch.where(hidden[..., None], voice.process.hidden.to(x), x)
             said.append(guided(voice, x, t, condition, seen).float())
         return said
+
+    # ------------------------------------------------------------------- what it says by chance
+
+    @torch.no_grad()
+    def draw(self, parts: Parts, condition: Condition, rng: Generator) -> Drawn:
+        """A caption for each row: word by word from the left, or where order is another, at random.
+
+        Of the lengths that beams are tried with, one by chance.
+        """
+        longest = to_possible(parts, parts.length.draw(condition, rng))
+        masks, _ = self.near(parts, condition, longest)
+        masks = masks.unflatten(0, (len(condition.features), self.lengths))
+        row = torch.arange(len(masks), device=masks.device)
+        which = torch.randint(self.lengths, (len(masks),), generator=rng, device=masks.device)
+        mask = masks[row, which]
+        count, order = mask.sum(1), self.shuffled(mask, rng)
+        condition, barred = replace(condition, once=Once({})), forbidden(parts, mask.device)
+        ids = torch.full_like(mask, self.vocab, dtype=torch.long)
+        ids = ids.masked_fill(~mask, parts.tokenizer.pad)
+        for said in range(int(count.max())):
+            place = order[:, said]
+            t = (count - said).clamp(min=0) / count
+            scores = self.at(parts, ids, place, t, condition, mask, barred)
+            word = torch.multinomial(scores.exp(), 1, generator=rng)[:, 0]
+            ids[row, place] = word.where(said < count, ids[row, place])
+        return Drawn(ids=ids, mask=mask, order=order)
+
+    def log_p(self, parts: Parts, drawn: Drawn, condition: Condition, rng: Generator) -> Tensor:
+        """Of drawn captions, in their order: the sum over all places, estimated from a few. -> B.
+
+        The places lie as far apart as can be, so that they are most of a short caption.
+        """
+        count, device = drawn.mask.sum(1), drawn.ids.device
+        share = torch.rand(PLACES, len(count), generator=rng, device=device)
+        share = (torch.arange(PLACES, device=device)[:, None] + share) / PLACES
+        said = (share * count).long().clamp(max=count - 1).flatten()  # words before each place
+        several = Drawn(**{name: it.repeat(PLACES, 1) for name, it in vars(drawn).items()})
+        condition = replace(
+            condition,
+            features=condition.features.repeat(PLACES, 1, 1),
+            keep=condition.keep.repeat(PLACES),
+        )
+        later = several.order.argsort(1) >= said[:, None]
+        ids = several.ids.masked_fill(several.mask & later, self.vocab)
+        place = several.order.gather(1, said[:, None])[:, 0]
+        t = 1 - said / count.repeat(PLACES)
+        barred = forbidden(parts, device)
+        scores = self.at(parts, ids, place, t, condition, several.mask, barred)
+        word = several.ids.gather(1, place[:, None])
+        return count * scores.gather(1, word).view(PLACES, -1).mean(0)
+
+    def shuffled(self, mask: Tensor, rng: Generator) -> Tensor:
+        """The places in the order in which words are drawn, those outside the mask at the end."""
+        if self.order == "left":
+            return torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        draw = torch.rand(mask.shape, generator=rng, device=mask.device)
+        return draw.masked_fill(~mask, torch.inf).argsort(1)
+
+    def at(
+        self,
+        parts: Parts,
+        ids: Tensor,
+        place: Tensor,
+        t: Tensor,
+        condition: Condition,
+        mask: Tensor,
+        barred: Tensor | None,
+    ) -> Tensor:
+        """log p of every word at one place B of each caption. -> B V."""
+        row = torch.arange(len(ids), device=ids.device)
+        said = [it[row, place][:, None] for it in self.answers(parts, ids, t, condition, mask)]
+        return allowed(parts, said, barred, place)[:, 0]
 
     # ------------------------------------------------------------------------------- the way back
 

@@ -1,0 +1,123 @@
+"""The reward against coco-caption's scorer, the gradient against sums over all captions."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from cdlm_self_critical.cider import END, CiderD
+from cdlm_self_critical.objective import SelfCritical
+from pycocoevalcap.cider.cider_scorer import CiderScorer
+from torch import Tensor
+
+from cdlm.records import Drawn
+from cdlm.testing import conformance
+from cdlm.testing.examples import rng
+from cdlm.testing.whole import captioner, data
+
+test_self_critical = conformance("objective", "self_critical")
+test_self_critical_of_two = conformance("objective", "self_critical", draws=2)
+
+WORDS = ["a", "dog", "runs", "on", "the", "red", "ball", "two", "men"]
+DRAW = random.Random(0)
+
+
+def text() -> str:
+    return " ".join(DRAW.choice(WORDS) for _ in range(DRAW.randint(1, 9)))
+
+
+# ---------------------------------------------------------------------------------------- reward
+
+
+def test_the_reward_is_cider_d_of_coco_caption_with_the_end_as_a_word() -> None:
+    references = [[text() for _ in range(5)] for _ in range(30)]
+    captions = [text() for _ in references]
+    scorer = CiderScorer(n=4, sigma=6.0)
+    for caption, texts in zip(captions, references, strict=True):
+        scorer += (f"{caption} {END}", [f"{it} {END}" for it in texts])
+    _, wanted = scorer.compute_score()
+    reward = CiderD(references)
+    found = [reward(*pair) for pair in zip(captions, references, strict=True)]
+    assert found == pytest.approx(list(wanted))
+    assert max(found) > 0.5
+
+
+def test_a_caption_that_breaks_off_loses_its_end() -> None:
+    """Cut by one word it has 5 of 7 words and the end no more; the metric itself counts 5 of 6."""
+    whole = "two men runs on the ball"
+    reward = CiderD([[whole], ["a dog"], ["red"]])
+    assert reward(whole, [whole]) == pytest.approx(10)
+    scorer = CiderScorer(n=4, sigma=6.0)
+    for caption, truth in (("two men runs on the", whole), ("a dog", "a dog"), ("red", "red")):
+        scorer += (caption, [truth])
+    assert reward("two men runs on the", [whole]) < scorer.compute_score()[1][0] - 0.5
+
+
+def test_nothing_to_compare_with_is_worth_nothing() -> None:
+    assert CiderD([])("a dog", []) == CiderD([["a dog"]])("", ["a dog"]) == 0
+
+
+def test_one_draw_has_none_to_be_judged_by() -> None:
+    with pytest.raises(ValueError, match="draw more"):
+        SelfCritical(draws=1)
+
+
+# -------------------------------------------------------------------------------------- gradient
+
+
+class Coins:
+    """Says one of two words by a share that is learnt; all that the objective asks of a process."""
+
+    def __init__(self) -> None:
+        self.score = torch.tensor(0.3, requires_grad=True)
+
+    def draw(self, parts: Any, condition: Any, rng: torch.Generator) -> Drawn:
+        heads = torch.rand(len(condition.features), 1, generator=rng) < self.score.sigmoid()
+        ids = parts.tokenizer.encode(["dog", "ball"], 2)[0][:, :1][heads.long()[:, 0]]
+        return Drawn(ids=ids, mask=torch.ones_like(heads), order=torch.zeros_like(ids))
+
+    def log_p(self, parts: Any, drawn: Drawn, condition: Any, rng: torch.Generator) -> Tensor:
+        ball = parts.tokenizer.encode(["ball"], 2)[0][0, 0]
+        heads = (drawn.ids[:, 0] == ball).float()
+        return torch.nn.functional.logsigmoid(self.score * (2 * heads - 1))
+
+
+def test_the_gradient_is_that_of_the_expected_reward() -> None:
+    coins, objective = Coins(), SelfCritical(draws=3)
+    parts = replace(captioner(), process=coins)  # type: ignore[arg-type]
+    objective.begin(data(parts).references)
+    batch = data(parts).batch(0, 4, 0)
+    batch = replace(batch, references=[["a red ball"]] * 4)
+    ball, dog = (objective.reward(it, ["a red ball"]) for it in ("ball", "dog"))
+    share = coins.score.detach().sigmoid()
+    draw, values, slopes = rng(), [], []
+    for _ in range(3000):
+        (value,) = objective(parts, batch, draw).values()
+        (slope,) = torch.autograd.grad(value, [coins.score])
+        values.append(value.detach())
+        slopes.append(slope)
+    assert ball > dog == 0
+    assert torch.stack(values).mean() == pytest.approx(float(-share * ball), rel=0.02)
+    wanted = float(-share * (1 - share) * ball)
+    assert torch.stack(slopes).mean() == pytest.approx(wanted, rel=0.05)
+
+
+# ----------------------------------------------------------------------------------- in training
+
+
+@pytest.mark.parametrize("process", ["masked", "autoregressive"])
+def test_training_makes_captions_better(process: str) -> None:
+    """The reward of what a tiny captioner says by chance, before and after; nothing else taught."""
+    from cdlm.testing.conform import build
+    from cdlm.testing.whole import around, trained
+
+    parts = around("process", build("process", process))
+    objective = build("objective", "self_critical")
+    before, after = (
+        -trained(replace(parts, objective=objective), steps=steps, lr=3e-3)["loss"]
+        for steps in (1, 150)
+    )
+    assert after > 2 * before, f"from {before:.2f} to {after:.2f}"
