@@ -26,6 +26,7 @@ needs_java = pytest.mark.skipif(bool(java.lacking()), reason="needs Java")
 # -------------------------------------------------------------- what needs nothing but parameters
 
 test_gaussian = conformance("process", "gaussian")
+test_process_loss = conformance("objective", "process_loss")
 
 test_cosine = conformance("schedule", "cosine")
 test_cosine_noisier = conformance("schedule", "cosine", noise=4.0)

@@ -47,6 +47,8 @@ def test_every_caption_stands_beside_the_feature_of_its_image() -> None:
     images = [text.split()[0] for text in tokenizer.decode(batch.ids)]
     assert images == [str(int(value)) for value in batch.features[:, 0, 0]]
     assert batch.features.shape == (7, 1, 1) and bool((batch.mask.sum(1) == 3).all())
+    assert [texts[0].split()[0] for texts in batch.references] == images
+    assert [len(texts) for texts in batch.references] == [COUNTS[int(i)] for i in images]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 10, 30])
@@ -84,6 +86,7 @@ def test_only_the_first_captions_are_seen_where_there_is_a_limit() -> None:
     captions, tokenizer = few(limit=3)
     seen = tokenizer.decode(captions.batch(0, 30, 0).ids)
     assert set(seen) == {"0 0", "0 1", "1 0"}
+    assert captions.references == (["0 0", "0 1"], ["1 0"], [])
 
 
 def test_captions_come_as_often_as_their_weights_say() -> None:

@@ -127,8 +127,8 @@ def test_the_spine_is_all_that_is_not_flow_parts_or_kernels() -> None:
     others = {path.stem for path in ROOT.glob("*.py")} - spine - {"__init__"}
     assert others == {
         "captioner", "checkpoint", "checkup", "compose", "data", "estimate", "evaluate", "export",
-        "features", "frontier", "gallery", "gaussian", "graph", "job", "network", "pretrain",
-        "probe", "ranks", "results", "run", "sample", "speed", "train",
+        "features", "frontier", "gallery", "gaussian", "graph", "job", "network", "objective",
+        "pretrain", "probe", "ranks", "results", "run", "sample", "speed", "train",
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cdlm.errors import CdlmError
 from cdlm.gaussian import Gaussian
+from cdlm.objective import ProcessLoss
 from cdlm.parts import grids, schedules
 from cdlm.parts.conditioning import TimeAdd
 from cdlm.parts.datasets.shapes.dataset import Shapes
@@ -35,7 +36,7 @@ from cdlm.parts.self_conditioning import Last
 from cdlm.parts.targets import X0, Eps
 from cdlm.parts.timesteps import Importance, Uniform
 from cdlm.parts.tokenizers import Words
-from cdlm.records import Level, State
+from cdlm.records import Drawn, Level, State
 from cdlm.registry import KINDS
 from cdlm.testing import laws
 from cdlm.testing.examples import CAPTIONS, DIMS, IDS, quarter_circle
@@ -130,6 +131,16 @@ breaks("process", "obeys_constraints")(
 )
 breaks("process", "uses_what_it_does_not_go_without")(lambda: _process(without={"grid"}))
 breaks("process", "lets_all_voices_speak")(lambda: _process(provides={"ensemble"}))
+breaks("process", "knows_what_it_draws")(
+    lambda: _process(
+        provides={"draws"},
+        draw=lambda self, parts, *given: Drawn(
+            ids=torch.randint(2, DIMS.vocab, (3, DIMS.length)),
+            mask=torch.ones(3, DIMS.length, dtype=torch.bool),
+            order=torch.arange(DIMS.length).expand(3, -1),
+        ),
+    )
+)
 breaks("process", "works_in_a_captioner")(
     lambda: _teaching(lambda loss, *given: {"mse": math.nan * loss(*given)["mse"]})
 )
@@ -140,6 +151,26 @@ def _stuck() -> Any:
     """It says nothing of the last step."""
     return _process(sample=lambda self, *given: list(Gaussian().sample(*given))[:-1])
 
+
+# ------------------------------------------------------------------------------------- objective
+
+
+def _aiming(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Any:
+    """Its terms are those of the process, changed."""
+    return like(
+        ProcessLoss(), __call__=lambda self, *given: change(ProcessLoss.__call__(self, *given))
+    )
+
+
+breaks("objective", "gives_terms")(
+    lambda: _aiming(lambda terms: {name: it.detach() for name, it in terms.items()})
+)
+breaks("objective", "repeats")(
+    lambda: _aiming(lambda terms: {name: it + torch.rand(()) for name, it in terms.items()})
+)
+breaks("objective", "works_in_a_captioner")(
+    lambda: _aiming(lambda terms: {name: math.nan * it for name, it in terms.items()})
+)
 
 # ------------------------------------------------------------------------------------- timesteps
 

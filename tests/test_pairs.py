@@ -49,8 +49,8 @@ PLAIN = {  # of each kind, what stands beside a pair that is refused, if it can
     "length": "generated", "embedding": "learned", "schedule": "cosine", "noise": "independent",
     "timesteps": "uniform", "target": "x0", "conditioning": "time_add", "denoiser": "transformer",
     "self_conditioning": "none", "guidance": "none", "variance": "fixed", "loss": "mse",
-    "rounding": "none", "grid": "uniform", "sampler": "ddim", "constraint": "size",
-    "selection": "first", "metric": "bleu",
+    "objective": "process_loss", "rounding": "none", "grid": "uniform", "sampler": "ddim",
+    "constraint": "size", "selection": "first", "metric": "bleu",
 }  # fmt: skip
 OPTIONS: dict[Item, dict[str, Any]] = {  # what a component can't do without, or is small with
     ("dataset", "shapes"): {"train": 4, "held_out": 3},

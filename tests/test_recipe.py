@@ -14,7 +14,7 @@ import pytest
 
 from cdlm import layers, recipe, toml
 from cdlm.errors import CdlmError, RecipeError
-from cdlm.recipe import LARGEST, LINES, Recipe
+from cdlm.recipe import LARGEST, LINES, USUAL, Recipe
 from cdlm.registry import IN_RECIPES, Registry
 
 PARTS = '''
@@ -165,7 +165,7 @@ def test_defaults_are_filled_in_and_values_know_their_origin(check: Check) -> No
     assert [choice.use for choice in it.many("metric")] == ["bleu", "truth"]
     assert it.sets == ["train.lr=1", "loss=[{use='plain'}]"]
     assert {key: it.origins[key] for key in ("train.steps", "train.batch", "train.lr")} == {
-        "train.steps": "base.toml:31",
+        "train.steps": "base.toml:32",
         "train.batch": "mine.toml:1",
         "train.lr": "--set",
     }
@@ -363,7 +363,7 @@ def test_a_mistake_of_set_is_placed_there(check: Check, sets: list[str], mistake
     assert mistake in said(check, "", *sets)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in IN_RECIPES if kind != "process"])
+@pytest.mark.parametrize("kind", [kind for kind in IN_RECIPES if kind not in USUAL.values])
 def test_a_missing_kind_gets_an_example(registry: Registry, kind: str) -> None:
     values = {name: it for name, it in tomllib.loads(BASE).items() if name != kind}
     text = "".join(toml.pair(name, it) + "\n" for name, it in values.items())

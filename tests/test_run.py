@@ -15,7 +15,9 @@ import torch
 from conftest import Command, Finished
 from PIL import Image
 from safetensors.torch import save_file
+from torch.testing import assert_close
 
+from cdlm.checkpoint import find
 from cdlm.errors import CdlmError, RecipeError, RunError
 from cdlm.job import AFTERWARDS, Job, altered, choose_device
 from cdlm.progress import silent
@@ -177,6 +179,43 @@ def test_captions_that_are_not_trained_on_are_looked_at(tiny_recipe: Path, tmp_p
     facts = Facts(label="", run=job.run, recipe=job.recipe, provenance={}, curves=_curves(job.run))
     charts = {it.name: it.curves for it in learning([facts])}
     assert set(charts["learning-validation-loss"]) == set(charts["learning-loss"]) > {"sum"}
+
+
+def test_training_starts_with_the_weights_and_words_of_another_run(
+    copy: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    sets = (f'train.start="{copy}"', "train.start_step=140", "train.steps=1", "train.lr=1e-9")
+    job = new_job(tiny_recipe, tmp_path, *sets)
+    train_run(job)
+    wanted = find(RunDir(copy).checkpoints, 140).tensors["weights"]
+    found = find(job.run.checkpoints, 1).tensors
+    for name in wanted.keys() - {"length.counts"}:  # these go on counting
+        assert_close(found["weights"][name], wanted[name], rtol=0, atol=1e-6)
+        assert_close(found["training"][f"model.{name}"], wanted[name], rtol=0, atol=1e-6)
+    assert job.run.tokenizer.read_bytes() == (copy / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (('train.start="nowhere"',), "train.start: nowhere: there is no run here"),
+        (("train.start_step=3",), "no checkpoint of step 3"),
+        (("model.hidden=32",), "these weights do not fit the model"),
+    ],
+)
+def test_what_training_can_not_start_with_is_refused(
+    copy: Path, tiny_recipe: Path, tmp_path: Path, sets: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(RunError, match=said):
+        train_run(new_job(tiny_recipe, tmp_path, f'train.start="{copy}"', *sets))
+
+
+def test_a_run_without_words_is_nothing_to_start_with(
+    copy: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(RunError, match="that run has no vocabulary"):
+        new_job(tiny_recipe, tmp_path, f'train.start="{copy}"')
 
 
 def test_captions_are_read_only_for_a_part_that_asks_for_their_features(

@@ -204,7 +204,9 @@ def check_objective_gives_terms(objective: Objective) -> None:
     assert terms and all(type(name) is str for name in terms), f"no terms by name: {terms}"
     for name, term in terms.items():
         assert term.shape == () and bool(term.isfinite()), f"{name} is {term}"
-    torch.stack(list(terms.values())).sum().backward()
+    total = torch.stack(list(terms.values())).sum()
+    assert total.requires_grad, "there is no gradient"
+    total.backward()
     assert _taught(parts), "the network is not taught"
 
 

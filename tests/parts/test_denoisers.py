@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from transformers import DistilBertConfig, DistilBertModel
 
 from cdlm.errors import CdlmError
+from cdlm.parts.denoisers import modern
 from cdlm.parts.denoisers.distilbert import DistilBert
 from cdlm.parts.denoisers.linear import Linear
 from cdlm.parts.denoisers.modern import Modern
@@ -135,6 +136,19 @@ def test_positions_count_only_by_their_distance() -> None:
         STREAM, h=STREAM.h.roll(1, 1), mask=seen.index_fill(1, torch.tensor([0]), False)
     )
     assert_close(model(moved)[:, 1:], said[:, :-1], rtol=1e-4, atol=1e-5)
+
+
+def test_places_that_no_caption_has_are_not_computed() -> None:
+    """What is said of the others is the same."""
+    model, short = only("tokens"), STREAM.mask & (torch.arange(DIMS.seen) < 3)
+    said = model(replace(STREAM, mask=short))
+    used = modern._used(short)
+    assert used == 3 and bool((said[:, used:] == 0).all())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modern, "_used", lambda mask: mask.shape[1])
+        whole = model(replace(STREAM, mask=short))
+    assert_close(said[short], whole[short], rtol=1e-5, atol=1e-6)
+    assert bool((whole[:, used:] != 0).any())
 
 
 def test_the_linear_one_hears_no_other_position() -> None:

@@ -12,11 +12,11 @@ from cdlm_autoregressive.causal import Causal
 from cdlm_autoregressive.process import Autoregressive, Reader
 from cdlm_autoregressive.search import Beams, likeliest
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from cdlm.parts.conditioning import FeatureAdd, FeatureElementwise
 from cdlm.parts.constraints import Size
 from cdlm.parts.denoisers.transformer import Transformer
-from cdlm.parts.lengths import Histogram
 from cdlm.records import Condition
 from cdlm.sample import captions, sample
 from cdlm.testing import conformance
@@ -196,11 +196,17 @@ def test_drawn_words_come_as_often_as_the_network_says() -> None:
     assert bool(((counts - shares).abs() < 4 * (shares * (1 - shares) / n).sqrt() + 1e-3).all())
 
 
-def test_a_drawn_length_is_kept() -> None:
-    """Where all captions have 4 tokens, none that is said has more."""
-    it = replace(parts(), length=Histogram(dims=DIMS))
-    it.length.counts[3] = 1.0
-    assert all(len(each.caption.split()) <= 4 for each in captions(it, condition().features, rng()))
+def test_what_is_drawn_has_the_log_p_of_its_words_up_to_its_end() -> None:
+    it, given, seen = parts(beams=3), condition(), set[int]()
+    for seed in range(100):  # few of these weights' captions end early
+        drawn = it.process.draw(it, given, rng(seed))
+        sizes = drawn.mask.sum(1).tolist()
+        for ids, size in zip(drawn.ids.tolist(), sizes, strict=True):
+            assert size == DIMS.length or ids[size - 1] in (END, PAD)
+            assert not {END, PAD} & set(ids[: size - 1]) and set(ids[size:]) <= {PAD}
+        assert_close(it.process.log_p(it, drawn, given, rng()), log_p(it, drawn.ids))
+        seen.update(sizes)
+    assert len(seen) > 1
 
 
 def test_constraints_hold_for_every_beam() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from cdlm_masked.masked import Masked
 from torch import Generator, Tensor, nn
+from torch.testing import assert_close
 
 from cdlm.compose import Parts
 from cdlm.errors import CdlmError
-from cdlm.parts.lengths import Predicted
+from cdlm.parts.lengths import Generated, Predicted
 from cdlm.records import Batch, Condition
 from cdlm.sample import sample, words
 from cdlm.testing import conformance
@@ -131,13 +133,69 @@ def test_a_network_that_knows_is_sampled_as_often_as_its_shares_say(
     Best first too: with one word a step any order is right, for places are chosen before words.
     """
     parts = knowing(order=order, steps=steps, alpha=alpha)
-    n = 4000
-    condition = Condition(features=torch.zeros(n, 1, 1), keep=torch.ones(n, dtype=torch.bool))
-    seen = torch.ones(n, L, dtype=torch.bool)
+    condition = nothing(4000)
+    seen = torch.ones(4000, L, dtype=torch.bool)
     *_, last = sample(parts, condition, seen, None, rng(1))
-    code = (last.x * torch.tensor([V * V, V, 1])).sum(1)
-    counts = code.bincount(minlength=len(CAPTIONS))
-    assert float(((counts - n * SHARES).square() / (n * SHARES)).sum()) < 54.1
+    assert chi_square(last.x) < 54.1
+
+
+def nothing(count: int) -> Condition:
+    """So many images of which nothing is known."""
+    keep = torch.ones(count, dtype=torch.bool)
+    return Condition(features=torch.zeros(count, 1, 1), keep=keep)
+
+
+def chi_square(ids: Tensor) -> float:
+    """How far the counts of these captions are from what the shares would have."""
+    wanted = len(ids) * SHARES
+    counts = (ids * torch.tensor([V * V, V, 1])).sum(1).bincount(minlength=len(CAPTIONS))
+    return float(((counts - wanted).square() / wanted).sum())
+
+
+@pytest.mark.parametrize("order", ["left", "random"])
+def test_what_a_network_that_knows_draws_has_its_shares_and_their_log_p(order: str) -> None:
+    """Of three words all three are looked at, so that log p is no estimate."""
+    parts = knowing(order=order)
+    parts = replace(parts, length=Generated(dims=parts.dims))
+    drawn = parts.process.draw(parts, nothing(4000), rng(1))
+    assert chi_square(drawn.ids) < 54.1
+    found = parts.process.log_p(parts, drawn, nothing(4000), rng(2))
+    row = (drawn.ids * torch.tensor([V * V, V, 1])).sum(1)
+    assert_close(found, SHARES[row].log(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["left", "random"])
+def test_log_p_of_long_captions_is_right_on_average(order: str) -> None:
+    """Of 6 words 3 are looked at: the mean over many looks is that of 6, one word after another."""
+    torch.manual_seed(0)
+    parts = captioner(process=Masked(order=order, dims=DIMS))
+    stir(parts.modules()).eval()
+    given = condition()
+    drawn = parts.process.draw(parts, given, rng())
+    whole = torch.zeros(len(drawn.ids))
+    row = torch.arange(len(drawn.ids))
+    for said in range(DIMS.length):
+        place = drawn.order[:, said]
+        ids = drawn.ids.masked_fill(drawn.order.argsort(1) >= said, DIMS.vocab)
+        t = torch.full_like(whole, 1 - said / DIMS.length)
+        scores = parts.process.at(parts, ids, place, t, given, drawn.mask, None)
+        whole += scores[row, drawn.ids[row, place]]
+    looks = torch.stack([parts.process.log_p(parts, drawn, given, rng(i)) for i in range(400)])
+    error = looks.std(0) / 20
+    assert bool(((looks.mean(0) - whole).abs() < 4 * error + 1e-4).all())
+    assert bool((error > 0).any())
+
+
+def test_draws_have_any_of_the_lengths_that_beams_are_tried_with() -> None:
+    torch.manual_seed(0)
+    length = Predicted(draw="quantile", dims=DIMS)
+    process = Masked(order="left", temperature=0.0, beams=2, lengths=2, dims=DIMS)
+    parts = captioner(process=process, length=length)
+    features = torch.randn(1, DIMS.image_tokens, DIMS.image_width).expand(50, -1, -1)
+    given = Condition(features=features, keep=torch.ones(50, dtype=torch.bool))
+    longest = int(length.draw(given, rng()).sum(1)[0])
+    drawn = parts.process.draw(parts, given, rng())
+    assert set(drawn.mask.sum(1).tolist()) == {longest, longest - 1}
 
 
 @pytest.mark.parametrize("alpha", ["linear", "cosine"])
