@@ -293,7 +293,8 @@ def _tokenizer(run: RunDir, recipe: Recipe, splits: dict[str, Split]) -> Tokeniz
             ) from error
         return tokenizer
     if recipe.train.start:
-        shutil.copyfile(start_of(recipe).tokenizer, run.tokenizer)
+        with rundir.draft(run.tokenizer) as place:
+            shutil.copyfile(start_of(recipe).tokenizer, place)
         return _tokenizer(run, recipe, splits)
     splits["train"] = dataset(recipe).split("train")
     tokenizer.fit(flat(splits["train"]))
