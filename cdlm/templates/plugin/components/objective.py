@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Generator, Tensor
 
 from cdlm.records import Batch
@@ -30,4 +31,4 @@ class Component:
     def __call__(self, parts: Parts, batch: Batch, rng: Generator) -> dict[str, Tensor]:
         """The mean of every term."""
         several = [parts.process.loss(parts, batch, rng) for _ in range(self.draws)]
-        return {name: sum(it[name] for it in several) / self.draws for name in several[0]}
+        return {name: torch.stack([it[name] for it in several]).mean() for name in several[0]}
