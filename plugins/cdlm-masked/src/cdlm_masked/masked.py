@@ -155,8 +155,7 @@ class Masked(nn.Module):
         mask = masks[row, which]
         count, order = mask.sum(1), self.shuffled(mask, rng)
         condition, barred = replace(condition, once=Once({})), forbidden(parts, mask.device)
-        ids = torch.full_like(mask, self.vocab, dtype=torch.long)
-        ids = ids.masked_fill(~mask, parts.tokenizer.pad)
+        ids = self.unsaid(parts, mask)
         for said in range(int(count.max())):
             place = order[:, said]
             t = (count - said).clamp(min=0) / count
@@ -175,11 +174,8 @@ class Masked(nn.Module):
         share = (torch.arange(PLACES, device=device)[:, None] + share) / PLACES
         said = (share * count).long().clamp(max=count - 1).flatten()  # words before each place
         several = Drawn(**{name: it.repeat(PLACES, 1) for name, it in vars(drawn).items()})
-        condition = replace(
-            condition,
-            features=condition.features.repeat(PLACES, 1, 1),
-            keep=condition.keep.repeat(PLACES),
-        )
+        features, keep = condition.features.repeat(PLACES, 1, 1), condition.keep.repeat(PLACES)
+        condition = Condition(features=features, keep=keep)
         later = several.order.argsort(1) >= said[:, None]
         ids = several.ids.masked_fill(several.mask & later, self.vocab)
         place = several.order.gather(1, said[:, None])[:, 0]
@@ -216,8 +212,7 @@ class Masked(nn.Module):
     def sample(
         self, parts: Parts, condition: Condition, mask: Tensor, steps: int | None, rng: Generator
     ) -> Iterator[State]:
-        ids = torch.full_like(mask, self.vocab, dtype=torch.long)
-        ids = ids.masked_fill(~mask, parts.tokenizer.pad)
+        ids = self.unsaid(parts, mask)
         yield State(x=ids, t=1.0)
         if self.beams > 1:
             yield from self.searched(parts, condition, mask)
@@ -244,8 +239,7 @@ class Masked(nn.Module):
         )
         condition = Condition(features=features, keep=keep, once=Once({}))
         seen, barred = masks.repeat_interleave(k, 0), forbidden(parts, mask.device)
-        ids = torch.full_like(masks, self.vocab, dtype=torch.long)
-        beams = Beams.of(ids.masked_fill(~masks, parts.tokenizer.pad), k)
+        beams = Beams.of(self.unsaid(parts, masks), k)
         row, image = (torch.arange(len(x), device=mask.device) for x in (masks, mask))
         t = 1.0
         while t > 0:
@@ -262,6 +256,11 @@ class Masked(nn.Module):
             t = float((best == self.vocab).sum() / masks.sum())
             found = image * several + (beams.total[:, 0] + likely).view(-1, several).argmax(1)
             yield State(x=best[found], t=t, x0_hat=(estimate if t else best)[found])
+
+    def unsaid(self, parts: Parts, mask: Tensor) -> Tensor:
+        """Captions of which every word is hidden, padding outside the mask. B L."""
+        ids = torch.full_like(mask, self.vocab, dtype=torch.long)
+        return ids.masked_fill(~mask, parts.tokenizer.pad)
 
     def near(self, parts: Parts, condition: Condition, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The lengths that are tried of each image, one after the other, and log p of each.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -26,8 +25,8 @@ class SelfCritical:
     Every row of a batch counts as an image, so `train.batch` images are drawn `draws` times each.
     Meant for a captioner that is trained already (train.start), with a small train.lr.
     Shapes: -> {"reward": ()}.
-    Source: Rennie et al. 2017 (SCST), section 3; the others of an image as its baseline: Luo 2020,
-    arXiv 2003.09971; for diffusion, Luo et al. 2022 (SCD-Net), arXiv 2212.03099, section 3.4.
+    Source: Rennie et al. 2017 (SCST); the others of an image as its baseline: Luo 2020, arXiv
+    2003.09971; for diffusion, Luo et al. 2022 (SCD-Net), arXiv 2212.03099.
     Raises ValueError for a single draw.
     """
 
@@ -64,5 +63,6 @@ class SelfCritical:
 
 
 def _repeated(condition: Condition, times: int) -> Condition:
+    """So many rows of each, as in sampling: without the features of a caption that is there."""
     features, keep = (x.repeat_interleave(times, 0) for x in (condition.features, condition.keep))
-    return replace(condition, features=features, keep=keep)
+    return Condition(features=features, keep=keep)
