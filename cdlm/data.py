@@ -23,6 +23,7 @@ class Captions:
     mask: Tensor  # captions L
     owner: Tensor  # captions: the row of features; any, where there is no photo
     features: Tensor  # photos N C; in main memory where the device is too small
+    views: Tensor | None = None  # photos K N C: of other views of them; where they fit, as features
     weights: tuple[float, ...] = ()  # captions: how often each comes, against the others; or equal
     texts: Tensor | None = None  # captions 1 C, where a part needs the captions' own features
     pictured: Tensor | None = None  # captions, bool: which have a photo; None: all
@@ -39,6 +40,7 @@ class Captions:
         limit: int,
         device: str,
         texts: Tensor | None = None,
+        views: Tensor | None = None,
     ) -> Captions:
         """The captions of a split, the first `limit` unless that is 0, encoded, on a device."""
         counts = torch.tensor([len(captions) for captions in split.captions])
@@ -51,6 +53,7 @@ class Captions:
             mask.to(device),
             (pictured.cumsum(0) - 1).clamp(min=0)[image].to(device),
             resident(features, device),
+            None if views is None else resident(views, device),
             () if len(set(weights)) == 1 else tuple(weights),
             None if texts is None else texts[: limit or None].to(device),
             None if all(split.pictured) else pictured[image].to(device),
@@ -62,7 +65,8 @@ class Captions:
         """The k-th batch of an endless row of epochs.
 
         An epoch is a permutation of all captions, or, where they have weights, as many drawn so
-        that each comes as often as its weight says, up to one.
+        that each comes as often as its weight says, up to one. Of a photo that has other views each
+        caption sees one, or the photo itself, all as often.
         """
         drawn = self._rows(k * size, size, seed)
         known = [] if self.image is None else self.image[drawn].tolist()
@@ -71,11 +75,23 @@ class Captions:
         return Batch(
             ids=self.ids[rows],
             mask=self.mask[rows],
-            features=self.features[owner.to(self.features.device)].to(owner.device),
+            features=self._seen(owner, mixed(mixed(seed, k), 1)),
             text=None if self.texts is None else self.texts[rows],
             pictured=None if self.pictured is None else self.pictured[rows],
             references=[self.references[i] for i in known],
         )
+
+    def _seen(self, owner: Tensor, seed: int) -> Tensor:
+        """The features of these photos, or of views of them, B N C."""
+        found = _taken(self.features, owner)
+        if self.views is None:
+            return found
+        looks = 1 + self.views.shape[1]
+        look = torch.randint(looks, owner.shape, generator=Generator().manual_seed(seed))
+        other = look.to(owner.device) > 0
+        rows = owner[other] * (looks - 1) + look.to(owner.device)[other] - 1
+        found[other] = _taken(self.views.flatten(0, 1), rows)
+        return found
 
     def _rows(self, start: int, size: int, seed: int) -> Tensor:
         rows: list[Tensor] = []
@@ -85,6 +101,11 @@ class Captions:
             rows.append(piece)
             start, size = start + len(piece), size - len(piece)
         return torch.cat(rows)
+
+
+def _taken(table: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a table, wherever it is, on the device where they are asked for."""
+    return table[rows.to(table.device)].to(rows.device)
 
 
 def _references(split: Split, limit: int) -> tuple[list[str], ...]:

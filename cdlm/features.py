@@ -9,7 +9,9 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,9 +21,10 @@ from cdlm.progress import Tell, silent
 from cdlm.rundir import write_bytes
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
-    from cdlm.protocols import Encoder, Split
+    from cdlm.protocols import Encoder, Split, Views
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,34 @@ def features(encoder: Encoder, split: Split, cache: Path | None, tell: Tell = si
         return _compute(encoder, split, rows, tell)
     about = {"encoder": encoder.identity(), "split": split.fingerprint}
     return _kept(cache, about, ids, lambda: _compute(encoder, split, rows, tell))
+
+
+def view_features(
+    encoder: Encoder, views: Views, split: Split, cache: Path | None, tell: Tell = silent
+) -> Tensor | None:
+    """The features of other views of every image that has a photo: images K N C; None for K = 0.
+
+    Cached as those of the photos are, by the views' identity too.
+    Errors: DataError for photos that can't be read; CdlmError for ready features, and for features
+    that aren't finite.
+    """
+    if not views.count:
+        return None
+    rows = [row for row, there in enumerate(split.pictured) if there]
+    ids = [split.ids[row] for row in rows]
+    if encoder.lookup(ids) is not None:
+        raise CdlmError(
+            "views: these are ready features, of the photos as they are\n"
+            '    for other views choose an encoder that encodes photos, or views = { use = "none" }'
+        )
+    if cache is None:
+        return _compute(encoder, split, rows, tell, views)
+    about = {
+        "encoder": encoder.identity(),
+        "views": views.identity(),
+        "split": split.fingerprint,
+    }
+    return _kept(cache, about, ids, lambda: _compute(encoder, split, rows, tell, views))
 
 
 def text_features(
@@ -141,23 +172,38 @@ class Kept:
         )
 
 
-def _compute(encoder: Encoder, split: Split, rows: Sequence[int], tell: Tell) -> Tensor:
-    total = len(rows)
-    result = torch.empty(total, *encoder.shape())
+def _compute(
+    encoder: Encoder,
+    split: Split,
+    rows: Sequence[int],
+    tell: Tell,
+    views: Views | None = None,
+) -> Tensor:
+    """Of the photos N C each, or of their views K N C."""
+    total, each = len(rows), (views.count,) if views else ()
+    result = torch.empty(total, *each, *encoder.shape())
+    doing = "features of views" if views else "image features"
     for start in range(0, total, AT_ONCE):
-        tell("image features", start, total, "")
+        tell(doing, start, total, "")
         some = rows[start : start + AT_ONCE]
-        result[start : start + len(some)] = _checked(encoder, split, some)
-    tell("image features", total, total, "")
+        images, names = split.images(some), [split.ids[row] for row in some]
+        if views:
+            images = list(
+                chain(*(views(it, Random(name)) for it, name in zip(images, names, strict=True)))
+            )
+            names = [name for name in names for _ in range(views.count)]
+        found = _checked(encoder, images, names)
+        result[start : start + len(some)] = found.reshape(len(some), *each, *encoder.shape())
+    tell(doing, total, total, "")
     return result
 
 
-def _checked(encoder: Encoder, split: Split, rows: Sequence[int]) -> Tensor:
-    got = encoder.encode(split.images(rows))
-    if got.shape != (wanted := (len(rows), *encoder.shape())):
+def _checked(encoder: Encoder, images: Sequence[Image], names: Sequence[str]) -> Tensor:
+    got = encoder.encode(images)
+    if got.shape != (wanted := (len(names), *encoder.shape())):
         raise CdlmError(f"the encoder gave features of shape {tuple(got.shape)}, not {wanted}")
     if not got.isfinite().all():
-        bad = [split.ids[row] for row, x in zip(rows, got, strict=True) if not x.isfinite().all()]
+        bad = [name for name, x in zip(names, got, strict=True) if not x.isfinite().all()]
         raise DataError(
             f"the encoder gave NaN or infinity for {len(bad)} images: {', '.join(bad[:3])}"
         )

@@ -21,7 +21,7 @@ from cdlm.checkpoint import Checkpoint
 from cdlm.compose import Parts, compose, dataset, make, metrics
 from cdlm.data import flat
 from cdlm.errors import CdlmError, Mistake, RecipeError, RunError
-from cdlm.features import features
+from cdlm.features import features, view_features
 from cdlm.parts.lengths import Predicted
 from cdlm.places import cache_dir
 from cdlm.progress import Tell, silent
@@ -228,6 +228,11 @@ class Job:
     def features(self, name: str, tell: Tell = silent) -> Tensor:
         """The features of a split's images, N C each, from the cache where it has them."""
         return features(self.parts.encoder, self.split(name), cache_dir(), tell)
+
+    def views(self, name: str, tell: Tell = silent) -> Tensor | None:
+        """The features of other views of a split's photos, K N C each; None without any."""
+        seen = make(self.recipe.one("views"))
+        return view_features(self.parts.encoder, seen, self.split(name), cache_dir(), tell)
 
     def load_weights(self, step: int | None = None) -> int:
         """Take the averaged weights of the newest checkpoint, or of one step; says which.

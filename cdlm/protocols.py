@@ -7,8 +7,8 @@ A recipe picks one component for each kind. Components are written against this 
 
 A component is a keyword-only frozen dataclass, or an nn.Module with a keyword-only `__init__`. Its
 signature is the schema of its TOML table. A parameter named `dims` is filled in by `compose`, for
-every kind but dataset, encoder, tokenizer and metric, which are built before the widths are known.
-Any part that is an nn.Module is trained, moved and saved with the network.
+every kind but dataset, encoder, views, tokenizer and metric, which are built before the widths are
+known. Any part that is an nn.Module is trained, moved and saved with the network.
 
 What a component `needs`, another one of the recipe must `provide`, whatever its kind: a class-level
 set of texts each, such as needs = {"scenes"}. `cdlm check` refuses a recipe where nothing does.
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
+    from random import Random
+
     from PIL.Image import Image
     from torch import Generator, Tensor
 
@@ -101,6 +103,21 @@ class Encoder(Protocol):
 
         Raises CdlmError where it has no text encoder.
         """
+
+
+class Views(Protocol):
+    """kind `views`: how else training looks at a photo; each time it sees one view, or the photo.
+
+    Their features are computed once and kept. Captions are made of the photo itself.
+    """
+
+    count: int  # of each photo, besides itself
+
+    def identity(self) -> dict[str, Any]:
+        """All that changes the views: with the encoder's, the cache's key."""
+
+    def __call__(self, image: Image, rng: Random) -> Sequence[Image]:
+        """image RGB -> `count` others. The generator's numbers are the photo's own, every time."""
 
 
 class Tokenizer(Protocol):

@@ -23,8 +23,12 @@ from cdlm.signature import Parameter, Spec
 from cdlm.values import Above0, Count, NonNegative, Positive, Share
 
 USUAL = Tree(
-    {"process": {"use": "gaussian"}, "objective": {"use": "process_loss"}},
-    {("process",): "default", ("objective",): "default"},
+    {
+        "views": {"use": "none"},
+        "process": {"use": "gaussian"},
+        "objective": {"use": "process_loss"},
+    },
+    {("views",): "default", ("process",): "default", ("objective",): "default"},
 )
 """What lies below every recipe: the stored ones that are older than a kind stay whole."""
 

@@ -29,6 +29,7 @@ KINDS: dict[str, Kind] = {
     for kind in (
         Kind("dataset", "images with captions, in named splits"),
         Kind("encoder", "turns images into features; frozen"),
+        Kind("views", "how else training looks at a photo: cut out, mirrored"),
         Kind("tokenizer", "turns captions into ids and back"),
         Kind("process", "takes captions apart in training, and makes them in sampling"),
         Kind("length", "says which positions a caption occupies"),

@@ -181,7 +181,8 @@ def _captions(job: Job, name: str, limit: int, tell: Tell) -> Captions:
     if any("texts" in getattr(mode, "needs", ()) for mode in job.parts.network.conditioning):
         texts = text_features(job.parts.encoder, flat(split, limit), cache_dir(), tell)
     features = job.features(name, tell)
-    return Captions.of(split, features, tokenizer, length, limit, job.device, texts)
+    views = job.views(name, tell) if name == "train" else None
+    return Captions.of(split, features, tokenizer, length, limit, job.device, texts, views)
 
 
 def _warn_of_cuts(job: Job, data: Captions) -> None:

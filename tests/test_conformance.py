@@ -28,6 +28,9 @@ needs_java = pytest.mark.skipif(bool(java.lacking()), reason="needs Java")
 test_gaussian = conformance("process", "gaussian")
 test_process_loss = conformance("objective", "process_loss")
 
+test_no_views = conformance("views", "none")
+test_crops = conformance("views", "crops")
+
 test_cosine = conformance("schedule", "cosine")
 test_cosine_noisier = conformance("schedule", "cosine", noise=4.0)
 test_linear = conformance("schedule", "linear")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -58,6 +58,47 @@ def test_every_epoch_has_every_caption_once_however_large_the_batch(size: int) -
     seen = [row for k in range(batches) for row in rows(captions, k, size, seed=1)]
     for epoch in range(3):
         assert len(set(seen[7 * epoch : 7 * epoch + 7])) == 7
+
+
+def viewed(looks: int) -> Captions:
+    """Image i is seen as i, and in its other views as i + 0.1, i + 0.2, ..."""
+    captions, _ = few()
+    others = torch.arange(3.0)[:, None] + torch.arange(1, looks) / 10
+    return replace(captions, views=others[:, :, None, None])
+
+
+def test_of_a_photo_with_other_views_each_is_seen_as_often() -> None:
+    seen = torch.cat([viewed(4).batch(k, 7, seed=1).features[:, 0, 0] for k in range(800)])
+    tokens, counts = (seen * 10).round().int().unique(return_counts=True)
+    assert tokens.tolist() == [i * 10 + view for i in range(3) for view in range(4)]
+    share = counts / counts.view(3, 4).sum(1).repeat_interleave(4)
+    assert float((share - 0.25).abs().max()) < 0.05
+
+
+def test_views_change_neither_the_captions_nor_whose_they_are() -> None:
+    plain, _ = few()
+    for k in range(5):
+        one, two = plain.batch(k, 7, seed=2), viewed(3).batch(k, 7, seed=2)
+        assert torch.equal(one.ids, two.ids)
+        assert torch.equal(one.features, two.features.floor())
+
+
+def test_which_view_is_seen_depends_on_seed_and_batch_alone() -> None:
+    captions = viewed(3)
+    once = captions.batch(9, 7, 3).features
+    captions.batch(4, 7, 3)
+    torch.manual_seed(123)
+    assert torch.equal(captions.batch(9, 7, 3).features, once)
+    assert (
+        len(
+            {
+                tuple(captions.batch(k, 7, s).features.flatten().tolist())
+                for k in (0, 1)
+                for s in (0, 1)
+            }
+        )
+        == 4
+    )
 
 
 def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:

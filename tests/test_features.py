@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cdlm.errors import CdlmError, DataError
-from cdlm.features import AT_ONCE, Kept, features, text_features
+from cdlm.features import AT_ONCE, Kept, features, text_features, view_features
 
 
 @dataclass
@@ -103,6 +104,60 @@ def test_what_changes_the_features_changes_the_key(
     features(encoder, split, tmp_path)
     assert split.opened == [0, 1, 2]
     assert len(list((tmp_path / "features").iterdir())) == 2
+
+
+@dataclass
+class Brighter:
+    """Views of a picture that are redder by 10 and by 20, or by chance a bit more."""
+
+    count: int = 2
+    by: int = 10
+
+    def identity(self) -> dict[str, Any]:
+        return {"views": "brighter", "by": self.by}
+
+    def __call__(self, image: Image.Image, rng: Random) -> list[Image.Image]:
+        red = image.getpixel((0, 0))[0] + rng.choice((0, 1))  # type: ignore[index]
+        steps = range(1, 1 + self.count)
+        return [Image.new("RGB", (2, 2), (red + self.by * i, 0, 0)) for i in steps]
+
+
+def test_every_view_gets_its_own_feature_beside_those_of_its_photo() -> None:
+    split = Squares(AT_ONCE + 7)
+    got = view_features(Reds(), Brighter(), split, None)
+    assert got is not None and got.shape == (AT_ONCE + 7, 2, 1, 2)
+    more = got[:, :, 0, 0] - torch.arange(AT_ONCE + 7)[:, None] - torch.tensor([10, 20])
+    assert more.unique().tolist() == [0, 1], "each photo has random numbers of its own"
+    assert torch.equal(more[:, 0], more[:, 1])
+
+
+def test_views_are_made_of_photos_alone() -> None:
+    split = Squares(4)
+    split.pictured = [True, False, True, True]
+    got = view_features(Reds(), Brighter(), split, None)
+    assert got is not None and split.opened == [0, 2, 3] and len(got) == 3
+
+
+def test_views_are_kept_by_what_they_are(tmp_path: Path) -> None:
+    first = view_features(Reds(), Brighter(), Squares(), tmp_path)
+    features(Reds(), Squares(), tmp_path)
+    again, other = Squares(), Squares()
+    second = view_features(Reds(), Brighter(), again, tmp_path)
+    view_features(Reds(), Brighter(by=5), other, tmp_path)
+    assert first is not None and second is not None and torch.equal(first, second)
+    assert (again.opened, other.opened) == ([], [0, 1, 2])
+    assert len(list((tmp_path / "features").iterdir())) == 3
+
+
+def test_where_there_are_no_views_nothing_is_looked_at() -> None:
+    split = Squares()
+    assert view_features(Reds(), Brighter(count=0), split, None) is None
+    assert split.opened == []
+
+
+def test_ready_features_have_no_other_views() -> None:
+    with pytest.raises(CdlmError, match=r"views: these are ready features"):
+        view_features(Reds(ready=torch.ones(3, 1, 2)), Brighter(), Squares(), None)
 
 
 def test_of_those_who_want_the_same_features_at_once_one_computes_them(tmp_path: Path) -> None:

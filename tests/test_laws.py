@@ -6,7 +6,7 @@ import copy
 import math
 import random
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from cdlm.errors import CdlmError
@@ -36,6 +37,7 @@ from cdlm.parts.self_conditioning import Last
 from cdlm.parts.targets import X0, Eps
 from cdlm.parts.timesteps import Importance, Uniform
 from cdlm.parts.tokenizers import Words
+from cdlm.parts.views import Crops
 from cdlm.records import Drawn, Level, State
 from cdlm.registry import KINDS
 from cdlm.testing import laws
@@ -702,6 +704,19 @@ breaks("encoder", "reads_captions_if_it_says_so")(
     lambda: _encoder(_fixed, provides={"texts"}, texts=lambda texts: torch.zeros(len(texts), 1, 4))
 )
 breaks("encoder", "knows_itself")(lambda: _encoder(_fixed, identity=dict))
+
+# ----------------------------------------------------------------------------------------- views
+
+
+def _views(look: Callable[[Image, random.Random], Sequence[Image]], **others: Any) -> Any:
+    return like(Crops(count=2), __call__=lambda self, image, rng: look(image, rng), **others)
+
+
+breaks("views", "gives_its_count")(lambda: _views(lambda image, rng: [image]))
+breaks("views", "repeats")(
+    lambda: _views(lambda image, rng: [image.rotate(random.random() * 360), image])
+)
+breaks("views", "knows_itself")(lambda: like(Crops(), identity=lambda self: {}))
 
 # ---------------------------------------------------------------------------------------- metric
 

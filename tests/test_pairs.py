@@ -45,7 +45,8 @@ LISTS: dict[str, list[str]] = {  # what stands in a list besides the component i
     "metric": [],
 }
 PLAIN = {  # of each kind, what stands beside a pair that is refused, if it can
-    "dataset": "shapes", "encoder": "features", "tokenizer": "words", "process": "gaussian",
+    "dataset": "shapes", "encoder": "features", "views": "none", "tokenizer": "words",
+    "process": "gaussian",
     "length": "generated", "embedding": "learned", "schedule": "cosine", "noise": "independent",
     "timesteps": "uniform", "target": "x0", "conditioning": "time_add", "denoiser": "transformer",
     "self_conditioning": "none", "guidance": "none", "variance": "fixed", "loss": "mse",

@@ -165,7 +165,7 @@ def test_defaults_are_filled_in_and_values_know_their_origin(check: Check) -> No
     assert [choice.use for choice in it.many("metric")] == ["bleu", "truth"]
     assert it.sets == ["train.lr=1", "loss=[{use='plain'}]"]
     assert {key: it.origins[key] for key in ("train.steps", "train.batch", "train.lr")} == {
-        "train.steps": "base.toml:32",
+        "train.steps": "base.toml:33",
         "train.batch": "mine.toml:1",
         "train.lr": "--set",
     }

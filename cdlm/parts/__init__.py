@@ -24,6 +24,10 @@ BUILT_IN = {
         "joined": "cdlm.parts.encoders.joined:Joined",
         "paired_features": "cdlm.parts.encoders.features:PairedFeatures",
     },
+    "views": {
+        "none": "cdlm.parts.views:Alone",
+        "crops": "cdlm.parts.views:Crops",
+    },
     "tokenizer": {
         "words": "cdlm.parts.tokenizers:Words",
         "bpe": "cdlm.parts.tokenizers:Bpe",

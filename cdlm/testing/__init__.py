@@ -9,7 +9,7 @@ Each line is a pytest test for every law of the kind, on the component as the re
 built small. A law is a function `check_KIND_LAW(component)` that raises AssertionError; call it
 on a component of your own making where the registry's is not what you want to check:
 
-    data      dataset, encoder, tokenizer, length, metric
+    data      dataset, encoder, views, tokenizer, length, metric
     flow      process, objective
     process   embedding, schedule, noise, timesteps, target, variance, loss
     network   conditioning, denoiser, self_conditioning, guidance

@@ -1,4 +1,7 @@
-"""Laws of what brings data and judges captions: dataset, encoder, tokenizer, length, metric."""
+"""Laws of what brings data and judges captions.
+
+Kinds dataset, encoder, views, tokenizer, length and metric.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,17 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from cdlm.errors import CdlmError, DataError
-from cdlm.protocols import Dataset, Encoder, Length, Metric, Split, Tokenizer
+from cdlm.protocols import Dataset, Encoder, Length, Metric, Split, Tokenizer, Views
 from cdlm.records import Answers
 from cdlm.testing.examples import CAPTIONS, DIMS, IDS, B, answers, batch, condition, pictures, rng
 
@@ -166,6 +171,36 @@ def check_encoder_knows_itself(encoder: Encoder) -> None:
     assert one == two, "the identity changes between two calls"
     assert len(encoder.identity()) > 0, "the identity is empty"
     assert all(isinstance(name, str) for name in encoder.needs)
+
+
+# ----------------------------------------------------------------------------------------- views
+
+
+def _seen_of(views: Views, seed: int = 0) -> list[Image]:
+    """The views of the first picture of `examples`."""
+    return list(views(pictures()[0], Random(seed)))
+
+
+def check_views_gives_its_count(views: Views) -> None:
+    """As many as `count` says, RGB, none empty; the photo stays as it was."""
+    picture = pictures()[0]
+    before, found = picture.tobytes(), list(views(picture, Random(0)))
+    assert len(found) == views.count >= 0, f"{len(found)} views, but count says {views.count}"
+    assert [view.mode for view in found] == ["RGB"] * len(found), "not all of them are RGB"
+    assert all(min(view.size) > 0 for view in found), "an empty view"
+    assert picture.tobytes() == before, "the photo is another one now"
+
+
+def check_views_repeats(views: Views) -> None:
+    """The same generator gives the same views, by which ready features are found again."""
+    one, two = ([(it.size, it.tobytes()) for it in _seen_of(views)] for _ in range(2))
+    assert one == two, "other views of the same photo"
+
+
+def check_views_knows_itself(views: Views) -> None:
+    """`identity` can be stored as JSON, is the same at every call, and is not empty."""
+    one, two = (json.dumps(views.identity(), sort_keys=True) for _ in range(2))
+    assert one == two and len(views.identity()) > 0, "the identity changes, or is empty"
 
 
 # ------------------------------------------------------------------------------------- tokenizer

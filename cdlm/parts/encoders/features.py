@@ -100,6 +100,10 @@ class Features:
         """(N, C), from the file's header alone."""
         return self._rows.shape()
 
+    def ids(self) -> list[str]:
+        """The images that the file knows, in the order of its rows."""
+        return self._rows.header()[1]
+
     def lookup(self, ids: Sequence[str]) -> Tensor:
         """ids B -> B N C. Errors: DataError for ids that the file lacks, NaN and infinity."""
         return self._rows.of(ids)
