@@ -67,9 +67,14 @@ class Captioner:
         self._job = job  # with its weights loaded
 
     @classmethod
-    def load(cls, run: str | Path, device: str = "auto") -> Captioner:
-        """The captioner of a run's newest checkpoint. Raises RunError, CdlmError."""
-        job = Job.open(RunDir.open(Path(run)), choose_device(device))
+    def load(cls, run: str | Path, device: str = "auto", sets: Sequence[str] = ()) -> Captioner:
+        """The captioner of a run's newest checkpoint.
+
+        sets: what is to differ from the run's recipe, as --set says it. A run on ready features
+        captions photos with the encoder that those features are of: sets=['encoder={use=...}'].
+        Raises RunError, CdlmError; RecipeError for what the weights rest on.
+        """
+        job = Job.open(RunDir.open(Path(run)), choose_device(device), sets)
         job.load_weights()
         return cls(job)
 

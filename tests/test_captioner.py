@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ import pytest
 import torch
 from conftest import Finished
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 import cdlm
 from cdlm.captioner import CANDIDATES, Captioner, _drawing
 from cdlm.errors import CdlmError, DataError, RecipeError, RunError
+from cdlm.export import export
 from cdlm.parts.metrics import tokenize
 from cdlm.parts.selections import agreement, sentence_bleu
+from cdlm.rundir import RunDir
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +313,31 @@ def test_unreadable_images_are_named(captioner: Captioner, photos: list[Path]) -
 def test_features_of_another_shape_are_refused(captioner: Captioner) -> None:
     with pytest.raises(ValueError, match=r"expected B x \(1, \d+\), got \(2, 3\)"):
         captioner.of_features(torch.randn(2, 3))
+
+
+def test_a_run_on_ready_features_captions_photos_with_the_encoder_that_they_are_of(
+    seeing_run: Path, captioner: Captioner, photos: list[Path], tmp_path: Path
+) -> None:
+    """Its recipe has a file of the features here, which knows no photos."""
+    seen = captioner._job.parts.encoder.encode([Image.open(path) for path in photos])
+    place = tmp_path / "features.safetensors"
+    names = json.dumps([path.name for path in photos])
+    save_file({"features": seen}, place, metadata={"image_ids": names})
+    stored = f'encoder={{use="features", path="{place}"}}'
+    ready = export(RunDir(seeing_run), tmp_path / "ready", sets=[stored])
+    with pytest.raises(CdlmError, match="give the encoder that the features are of"):
+        Captioner.load(ready, "cpu")(photos)
+    clip = 'encoder={ use = "open_clip", model = "cdlm:shapes_clip" }'
+    found = Captioner.load(ready, "cpu", [clip])
+    assert found.of_features(seen) == found(photos)
+    assert len(set(found(photos))) > 1
+
+
+def test_an_encoder_of_other_features_is_refused(tiny_run: Finished) -> None:
+    with pytest.raises(RunError, match=r"weights do not fit the model .*, or its encoder"):
+        Captioner.load(
+            tiny_run.path, "cpu", ['encoder={use="open_clip", model="cdlm:shapes_clip"}']
+        )
 
 
 def test_a_run_that_is_not_there_names_those_that_are(tiny_run: Finished) -> None:

@@ -329,6 +329,18 @@ def test_caption_takes_any_choice_of_sampling(
     assert len(line.split("\t")[1].split()) <= 3
 
 
+def test_a_run_on_ready_features_is_given_an_encoder_for_photos(
+    cdlm: Command, photos: Path, seeing_run: Path, tmp_path: Path
+) -> None:
+    ready, gone = tmp_path / "ready", 'encoder={use="features", path="gone.safetensors"}'
+    assert cdlm("export", seeing_run, "--out", ready, "--set", gone).code == 0
+    assert_message(cdlm("caption", photos, "--run", ready), "no file gone.safetensors")
+    clip = 'encoder={use="open_clip", model="cdlm:shapes_clip"}'
+    said = cdlm("caption", photos, "--run", ready, "--set", clip, "--set", "sampler.steps=3")
+    assert said.code == 0, said.err
+    assert len(said.out.splitlines()) == len(list(photos.iterdir()))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

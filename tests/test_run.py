@@ -181,6 +181,30 @@ def test_captions_that_are_not_trained_on_are_looked_at(tiny_recipe: Path, tmp_p
     assert set(charts["learning-validation-loss"]) == set(charts["learning-loss"]) > {"sum"}
 
 
+def test_training_looks_at_photos_in_other_ways_and_nothing_else_does(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CDLM_CACHE", str(tmp_path / "cache"))
+    clip = 'encoder={use="open_clip", model="cdlm:shapes_clip"}'
+    job = new_job(tiny_recipe, tmp_path, clip, 'views={use="crops", count=2}', "train.steps=2")
+    shape = job.parts.encoder.shape()
+    learnt, held = (_captions(job, name, 0, silent) for name in ("train", "val"))
+    assert learnt.views is not None and learnt.views.shape == (60, 2, *shape)
+    assert held.views is None
+    away = (learnt.views - learnt.features[:, None]).flatten(2).norm(dim=2)
+    others = (learnt.features - learnt.features.roll(1, 0)).flatten(1).norm(dim=1)
+    assert 0 < float(away.mean()) < float(others.mean()), "views of a photo are near it"
+    train_run(job)
+    assert job.run.last_step == 2
+
+
+def test_ready_features_can_not_be_looked_at_in_other_ways(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CdlmError, match="views: these are ready features"):
+        train_run(new_job(tiny_recipe, tmp_path, 'views={use="crops"}'))
+
+
 def test_training_starts_with_the_weights_and_words_of_another_run(
     copy: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:

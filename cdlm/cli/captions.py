@@ -72,24 +72,31 @@ def caption(
     Photos that can't be read are named, and stop nothing.
     --template "a [ ] dog on ..." gives words to keep: [ ] is one to fill in, and "..." at the end
     lets the caption go on. What is left out is as in the run's recipe. With --n nothing is
-    selected: the captions stand in the order in which they were drawn.
+    selected: the captions stand in the order in which they were drawn. A run on ready features
+    needs the encoder that they are of: --set 'encoder={use="open_clip", ...}'.
     """
     from cdlm.captioner import Captioner
     from cdlm.parts.datasets import photos
 
     _must_have_an_effect(n, candidates, trace)
+    seeing = [text for text in set_ or () if _kind(text) == "encoder"]
     options: Options = {
         "steps": steps, "sampler": sampler, "guidance": guidance, "template": template,
         "forbid": forbid or (), "words": None if words is None else _limits(words),
-        "sets": set_ or (),
+        "sets": [text for text in set_ or () if text not in seeing],
     }  # fmt: skip
     found = photos.find(images)
-    captioner = Captioner.load(run, device)
+    captioner = Captioner.load(run, device, seeing)
     if n > 1:
         say = partial(_several, captioner, n, options)
     else:
         say = partial(_one, captioner, candidates, trace, options)
     _caption_all(found, say, seed, out)
+
+
+def _kind(text: str) -> str:
+    """What a --set is about: of "encoder.path=FILE" the encoder."""
+    return text.partition("=")[0].partition(".")[0].strip()
 
 
 def _must_have_an_effect(n: int, candidates: int | None, trace: bool) -> None:

@@ -112,7 +112,8 @@ class Features:
         """Always refuses: a file of ready features knows no new photos."""
         raise CdlmError(
             f"{self._rows.file} holds ready features and can't encode new photos\n"
-            "    a run on new photos needs an encoder that computes, such as open_clip"
+            "    for these, give the encoder that the features are of: "
+            "--set 'encoder={use=\"open_clip\", ...}'"
         )
 
     def texts(self, captions: Sequence[str]) -> Tensor:
