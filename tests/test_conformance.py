@@ -149,6 +149,7 @@ test_template = conformance("constraint", "template", text="a [ ] dog on [ ]")
 test_template_open = conformance("constraint", "template", text="a dog ...")
 test_forbid = conformance("constraint", "forbid", words=["grass", "dog"])
 test_size = conformance("constraint", "size", least=2, most=4)
+test_known = conformance("constraint", "known")
 
 test_first = conformance("selection", "first")
 test_mbr = conformance("selection", "mbr", count=4)

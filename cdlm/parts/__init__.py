@@ -141,6 +141,7 @@ BUILT_IN = {
         "template": "cdlm.parts.constraints:Template",
         "forbid": "cdlm.parts.constraints:Forbid",
         "size": "cdlm.parts.constraints:Size",
+        "known": "cdlm.parts.constraints:Known",
     },
     "selection": {
         "first": "cdlm.parts.selections:First",

@@ -138,6 +138,22 @@ class Size:
         return table
 
 
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """No unknown words: every token is seen in the caption, or ends it.
+
+    Where training had rare words as [UNK], a captioner says [UNK] for what it can't name, and the
+    caption lacks a word there: "a man sitting in front of a". Barred, the likeliest word that it
+    knows takes its place.
+    Shapes: -> L V.
+    """
+
+    def allowed(self, tokenizer: Tokenizer, length: int) -> Tensor:
+        known = _seen(tokenizer)
+        known[[tokenizer.end, tokenizer.pad]] = True
+        return known.repeat(length, 1)
+
+
 # ------------------------------------------------------------------------- what a token stands for
 
 

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from cdlm.errors import CdlmError
-from cdlm.parts.constraints import Forbid, Size, Template
+from cdlm.parts.constraints import Forbid, Known, Size, Template
 from cdlm.parts.lengths import Generated, Histogram
 from cdlm.parts.tokenizers import Bpe, HuggingFace, Words
 from cdlm.protocols import Constraint, Tokenizer
@@ -245,6 +245,14 @@ def test_sizes_without_sense_are_refused(least: int, most: int | None, words: st
 def test_sizes_beyond_the_model_are_refused(least: int, most: int | None) -> None:
     with pytest.raises(CdlmError, match=r"at most 5 tokens and their end \(model.length = 6\)"):
         Size(least=least, most=most).allowed(whole_words(), 6)
+
+
+def test_where_words_are_known_only_the_unknown_one_is_barred() -> None:
+    for tokenizer in (whole_words(), word_pieces()):
+        table = Known().allowed(tokenizer, 4)
+        assert table.shape == (4, len(tokenizer)) and bool((table == table[0]).all())
+        barred = (~table[0]).nonzero().flatten().tolist()
+        assert barred == tokenizer.encode(["☃"], 2)[0][0, :1].tolist()
 
 
 # --------------------------------------------------------------------------------------- together

@@ -64,10 +64,11 @@ def fit(encoder: LiteRt, ready: Features, photos: Path, names: Sequence[str]) ->
 
 
 def unexplained(encoder: LiteRt, ready: Features, photos: Path, names: Sequence[str]) -> float:
-    """The share of the ready features' variance that the encoder's are off by, of these photos."""
+    """Squared error of the encoder's features, as a share of the ready ones' variance."""
     pairs = list(_pairs(encoder, ready, photos, names, "judging"))
     found, wanted = (torch.cat(it) for it in zip(*pairs, strict=True))
-    return float((found - wanted).var(0).sum() / wanted.var(0).sum())
+    spread = wanted - wanted.mean(0)
+    return float((found - wanted).square().sum() / spread.square().sum())
 
 
 def _pairs(
