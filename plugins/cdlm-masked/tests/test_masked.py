@@ -284,10 +284,11 @@ def test_beams_follow_captions_of_different_lengths_each_to_its_end() -> None:
     assert torch.equal(torch.stack(alone).where(seen, 0), last.x.where(seen, 0))
 
 
-def test_of_several_lengths_the_likeliest_caption_is_said() -> None:
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_of_several_lengths_the_likeliest_caption_is_said(penalty: float) -> None:
     """By log p of its length and of its words, among what the beams of each length find alone."""
     torch.manual_seed(0)
-    process = Masked(order="left", temperature=0.0, beams=2, lengths=3, dims=DIMS)
+    process = Masked(order="left", temperature=0.0, beams=2, lengths=3, penalty=penalty, dims=DIMS)
     length = Predicted(dims=DIMS)
     parts = captioner(process=process, length=length)
     stir(parts.modules()).eval()
@@ -301,7 +302,7 @@ def test_of_several_lengths_the_likeliest_caption_is_said() -> None:
         *_, alone = sample(parts, given, places < many, None, rng())
         found.append(words(parts, alone, places < many))
         said = left_to_right(parts, alone.x, given, places < many)
-        totals.append(shares[:, many - 1] + said)
+        totals.append((shares[:, many - 1] + said) / ((5 + many) / 6) ** penalty)
     best = torch.stack(totals).argmax(0)
     assert len(best.unique()) > 1
     assert torch.equal(words(parts, last, places < 5), torch.stack(found)[best, torch.arange(3)])

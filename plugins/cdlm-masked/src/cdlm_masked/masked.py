@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -42,13 +42,15 @@ class Masked(nn.Module):
     was less sure than of those that come later is hidden again ("revised"); "left" is word by word.
     With beams, so many captions are followed, which show a word at the same place in every step;
     with lengths, so many of the drawn length and of each of the next shorter ones, and of all the
-    one is said whose log p(length) + log p(words | length) is highest, by the head of `predicted`.
+    one is said whose (log p(length) + log p(words | length)) / ((5 + words) / 6)^penalty is
+    highest, by the head of `predicted`.
     No word is "hidden", and what is there is never predicted (SUBS). A recipe's `length` says how
     long captions are; `predicted` is taught here, by a term `length`.
     Shapes: states are ids B L, hidden ones V.
     Source: Sahoo et al. 2024 (MDLM), eq. 10 and section 3.2; Zhu et al. 2022 (DDCap), section 3.3
     (best first, length head, and `heard`, its concentrated attention); "even" and "revised":
-    Ghazvininejad et al. 2019 (Mask-Predict), sections 2 and 3.
+    Ghazvininejad et al. 2019 (Mask-Predict), sections 2 and 3; the penalty: Wu et al. 2016 (GNMT),
+    eq. 14.
     """
 
     provides: ClassVar[set[str]] = {"times", "length_loss", "ensemble", "draws"}
@@ -56,7 +58,14 @@ class Masked(nn.Module):
         "schedule", "noise", "target", "self_conditioning", "variance", "loss", "rounding", "grid",
         "sampler",
     }  # fmt: skip
-    afterwards: ClassVar[set[str]] = {"steps", "order", "temperature", "beams", "lengths"}
+    afterwards: ClassVar[set[str]] = {
+        "steps",
+        "order",
+        "temperature",
+        "beams",
+        "lengths",
+        "penalty",
+    }
 
     def __init__(
         self,
@@ -66,6 +75,7 @@ class Masked(nn.Module):
         temperature: NonNegative = 1.0,  # of the drawn words; 0: always the likeliest
         beams: Positive = 1,  # captions that are followed at a time; then a step shows one word
         lengths: Positive = 1,  # that beams are tried with: the drawn one and shorter ones
+        penalty: NonNegative = 0.0,  # of short captions, among lengths; 0: none
         alpha: Literal["linear", "cosine"] = "linear",  # 1 - t, or 1 - sin(pi t / 2)
         heard: Literal["all", "shown"] = "all",  # by every place: hidden places too, or not
         weighting: Literal["bound", "even"] = "bound",  # of a caption's hidden words, over t
@@ -80,7 +90,7 @@ class Masked(nn.Module):
         if lengths > 1 and beams == 1:
             raise ValueError(f"{lengths} lengths are for beams: give beams too, such as beams = 5")
         self.steps, self.order, self.temperature, self.alpha = steps, order, temperature, alpha
-        self.beams, self.lengths = beams, lengths
+        self.beams, self.lengths, self.penalty = beams, lengths, penalty
         self.heard, self.weighting = heard, weighting
         # what stands for a hidden word, at each place: else all would be alike to rotary positions
         self.hidden = nn.Parameter(0.02 * torch.randn(dims.length, dims.width))
@@ -231,31 +241,61 @@ class Masked(nn.Module):
             yield State(x=ids, t=s, x0_hat=estimate)
 
     def searched(self, parts: Parts, condition: Condition, mask: Tensor) -> Iterator[State]:
-        """A state for each word that is shown in all beams of an image; the best beam's."""
-        k, several = self.beams, self.lengths
+        """A state for each word that is shown in all beams of an image; the best beam's.
+
+        Captions of each length are searched by themselves, so that none waits for longer ones.
+        """
         masks, likely = self.near(parts, condition, mask)
-        features, keep = (
-            x.repeat_interleave(several * k, 0) for x in (condition.features, condition.keep)
+        barred, count = forbidden(parts, mask.device), masks.sum(1)
+        image = torch.arange(len(mask), device=mask.device)
+        owner = image.repeat_interleave(self.lengths)
+        alike = [(count == many).nonzero()[:, 0] for many in count.unique()]
+        searches = [
+            self.searched_alike(parts, condition, owner[rows], masks[rows], barred)
+            for rows in alike
+        ]
+        best = self.unsaid(parts, masks)
+        estimate, total = best.clone(), torch.zeros_like(likely)
+        for step in range(1, int(count.max()) + 1):
+            for rows, search in zip(alike, searches, strict=True):
+                for ids, guess, log_p in islice(search, 1):  # nothing, once it is at its end
+                    best[rows], estimate[rows], total[rows] = ids, guess, log_p.to(total)
+            score = (total + likely) / ((5 + count) / 6) ** self.penalty
+            chosen = image * self.lengths + score.view(-1, self.lengths).argmax(1)
+            t = float((count - step).clamp(min=0).sum() / count.sum())
+            yield State(x=best[chosen], t=t, x0_hat=estimate[chosen])
+
+    def searched_alike(
+        self,
+        parts: Parts,
+        condition: Condition,
+        owner: Tensor,
+        mask: Tensor,
+        barred: Tensor | None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Beams of captions of one length, a word further in each step.
+
+        Shapes: owner B, the image of each; mask B L -> of the best beams ids B L, the same with a
+        guess at what is hidden, log p B.
+        """
+        k, many = self.beams, int(mask[0].sum())
+        rows, row = owner.repeat_interleave(k), torch.arange(len(mask), device=mask.device)
+        condition = Condition(
+            features=condition.features[rows], keep=condition.keep[rows], once=Once({})
         )
-        condition = Condition(features=features, keep=keep, once=Once({}))
-        seen, barred = masks.repeat_interleave(k, 0), forbidden(parts, mask.device)
-        beams = Beams.of(self.unsaid(parts, masks), k)
-        row, image = (torch.arange(len(x), device=mask.device) for x in (masks, mask))
-        t = 1.0
-        while t > 0:
-            hidden = beams.ids[:, 0] == self.vocab
-            times = (hidden.sum(1) / masks.sum(1)).repeat_interleave(k)
-            said = self.answers(parts, beams.ids.flatten(0, 1), times, condition, seen)
-            said = [it.unflatten(0, (len(masks), k)) for it in said]
+        beams, seen = Beams.of(self.unsaid(parts, mask), k), mask.repeat_interleave(k, 0)
+        for left in range(many, 0, -1):
+            t = torch.full((len(rows),), left / many, device=mask.device)
+            said = self.answers(parts, beams.ids.flatten(0, 1), t, condition, seen)
+            said = [it.unflatten(0, (len(mask), k)) for it in said]
             first = allowed(parts, [it[:, 0] for it in said], barred)  # of the best beam
+            hidden = beams.ids[:, 0] == self.vocab
             place = self.sureness(first).masked_fill(~hidden, -torch.inf).argmax(1)
+            guess = beams.ids[:, 0].where(~hidden, first.argmax(2))
             shares = allowed(parts, [it[row, :, place] for it in said], barred, place)
-            estimate = beams.ids[:, 0].where(~hidden, first.argmax(2))
-            beams = beams.grown(shares, place, still=~hidden.any(1))
+            beams = beams.grown(shares, place)
             best = beams.ids[:, 0]
-            t = float((best == self.vocab).sum() / masks.sum())
-            found = image * several + (beams.total[:, 0] + likely).view(-1, several).argmax(1)
-            yield State(x=best[found], t=t, x0_hat=(estimate if t else best)[found])
+            yield best, guess if left > 1 else best, beams.total[:, 0]
 
     def unsaid(self, parts: Parts, mask: Tensor) -> Tensor:
         """Captions of which every word is hidden, padding outside the mask. B L."""

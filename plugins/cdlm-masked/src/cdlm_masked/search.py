@@ -25,17 +25,14 @@ class Beams:
         total = torch.zeros(len(ids), count, device=ids.device).masked_fill(dead, -torch.inf)
         return cls(ids=ids[:, None].repeat(1, count, 1), total=total)
 
-    def grown(self, shares: Tensor, place: Tensor, still: Tensor) -> Beams:
-        """The K likeliest with one word more, at `place` B of each image; or as they are.
+    def grown(self, shares: Tensor, place: Tensor) -> Beams:
+        """The K likeliest with one word more, at `place` B of each image.
 
-        shares: log p of every word there, B K V.   still: images that have nothing to show, B.
+        shares: log p of every word there, B K V.
         """
         b, k, v = shares.shape
         total, chosen = (self.total[..., None] + shares).flatten(1).topk(k, 1)
         parent, word = chosen // v, chosen % v
         ids = self.ids.gather(1, parent[..., None].expand_as(self.ids))
         ids = ids.scatter(2, place[:, None, None].expand(b, k, 1), word[..., None])
-        return Beams(
-            ids=torch.where(still[:, None, None], self.ids, ids),
-            total=torch.where(still[:, None], self.total, total),
-        )
+        return Beams(ids=ids, total=total)
