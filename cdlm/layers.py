@@ -311,18 +311,26 @@ def _put(node: Any, key: Key, value: Any, place: str) -> Any:
 
 
 def _value(written: str) -> Any:
-    """What the text says in TOML, or else the text itself."""
-    import tomllib
+    """What the text says in TOML, or else the text itself.
 
+    An inline table may go over several lines here, as a shell's quotes let it.
+    """
     if LONG_KEY.search(written):
         return written.strip()
-    try:
-        values = tomllib.loads(f"value = {written}")
-    except (ValueError, RecursionError):
-        return written.strip()
+    values = _parsed(written) or _parsed(" ".join(written.splitlines()))
     value = values.get("value")
     plain = isinstance(value, bool | int | float | str | list | dict)  # dates are texts
     return value if plain and len(values) == 1 else written.strip()
+
+
+def _parsed(written: str) -> dict[str, Any]:
+    """What `value = ...` says; nothing, where that is no TOML."""
+    import tomllib
+
+    try:
+        return tomllib.loads(f"value = {written}")
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _mistake(place: str, what: str, hint: str = "") -> RecipeError:

@@ -73,6 +73,8 @@ SETS = [
     ("about=", ("about",), ""),
     ("about=a=b", ("about",), "a=b"),
     ("about=1\nseed = 3", ("about",), "1\nseed = 3"),
+    ("about=one\ntwo", ("about",), "one\ntwo"),
+    ("new={a=1,\n     b=2}", ("new", "b"), 2),
 ]
 
 
