@@ -79,11 +79,10 @@ def caption(
     from cdlm.parts.datasets import photos
 
     _must_have_an_effect(n, candidates, trace)
-    seeing = [text for text in set_ or () if _kind(text) == "encoder"]
+    seeing, saying = _apart(set_ or ())
     options: Options = {
         "steps": steps, "sampler": sampler, "guidance": guidance, "template": template,
-        "forbid": forbid or (), "words": None if words is None else _limits(words),
-        "sets": [text for text in set_ or () if text not in seeing],
+        "forbid": forbid or (), "words": None if words is None else _limits(words), "sets": saying,
     }  # fmt: skip
     found = photos.find(images)
     captioner = Captioner.load(run, device, seeing)
@@ -94,9 +93,11 @@ def caption(
     _caption_all(found, say, seed, out)
 
 
-def _kind(text: str) -> str:
-    """What a --set is about: of "encoder.path=FILE" the encoder."""
-    return text.partition("=")[0].partition(".")[0].strip()
+def _apart(sets: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those that say what looks at the photos, and those that say how captions are sampled."""
+    kinds = [text.partition("=")[0].partition(".")[0].strip() for text in sets]
+    seeing = [text for text, kind in zip(sets, kinds, strict=True) if kind == "encoder"]
+    return seeing, [text for text in sets if text not in seeing]
 
 
 def _must_have_an_effect(n: int, candidates: int | None, trace: bool) -> None:
