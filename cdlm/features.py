@@ -41,15 +41,8 @@ def features(encoder: Encoder, split: Split, cache: Path | None, tell: Tell = si
     devices and batch sizes, which are not part of the name.
     Errors: DataError for photos that can't be read; CdlmError for features that aren't finite.
     """
-    rows = [row for row, there in enumerate(split.pictured) if there]
-    ids = [split.ids[row] for row in rows]
-    ready = encoder.lookup(ids)
-    if ready is not None:
-        return ready
-    if cache is None:
-        return _compute(encoder, split, rows, tell)
-    about = {"encoder": encoder.identity(), "split": split.fingerprint}
-    return _kept(cache, about, ids, lambda: _compute(encoder, split, rows, tell))
+    ready = encoder.lookup(_pictured(split))
+    return _computed(encoder, split, cache, tell) if ready is None else ready
 
 
 def view_features(
@@ -63,21 +56,12 @@ def view_features(
     """
     if not views.count:
         return None
-    rows = [row for row, there in enumerate(split.pictured) if there]
-    ids = [split.ids[row] for row in rows]
-    if encoder.lookup(ids) is not None:
+    if encoder.lookup(_pictured(split)) is not None:
         raise CdlmError(
             "views: these are ready features, of the photos as they are\n"
             '    for other views choose an encoder that encodes photos, or views = { use = "none" }'
         )
-    if cache is None:
-        return _compute(encoder, split, rows, tell, views)
-    about = {
-        "encoder": encoder.identity(),
-        "views": views.identity(),
-        "split": split.fingerprint,
-    }
-    return _kept(cache, about, ids, lambda: _compute(encoder, split, rows, tell, views))
+    return _computed(encoder, split, cache, tell, views)
 
 
 def text_features(
@@ -91,6 +75,22 @@ def text_features(
         return _compute_texts(encoder, captions, tell)
     about = {"encoder": encoder.identity(), "captions": _digest(_canonical(list(captions)))}
     return _kept(cache, about, [], lambda: _compute_texts(encoder, captions, tell))
+
+
+def _pictured(split: Split) -> list[str]:
+    """The ids of the images that have a photo."""
+    return [name for name, there in zip(split.ids, split.pictured, strict=True) if there]
+
+
+def _computed(
+    encoder: Encoder, split: Split, cache: Path | None, tell: Tell, views: Views | None = None
+) -> Tensor:
+    """The features of a split's photos, or of their views, from the cache where it has them."""
+    if cache is None:
+        return _compute(encoder, split, tell, views)
+    about = {"encoder": encoder.identity(), "split": split.fingerprint}
+    about |= {"views": views.identity()} if views else {}
+    return _kept(cache, about, _pictured(split), lambda: _compute(encoder, split, tell, views))
 
 
 def _kept(
@@ -172,14 +172,9 @@ class Kept:
         )
 
 
-def _compute(
-    encoder: Encoder,
-    split: Split,
-    rows: Sequence[int],
-    tell: Tell,
-    views: Views | None = None,
-) -> Tensor:
+def _compute(encoder: Encoder, split: Split, tell: Tell, views: Views | None) -> Tensor:
     """Of the photos N C each, or of their views K N C."""
+    rows = [row for row, there in enumerate(split.pictured) if there]
     total, each = len(rows), (views.count,) if views else ()
     result = torch.empty(total, *each, *encoder.shape())
     doing = "features of views" if views else "image features"

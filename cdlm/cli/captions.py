@@ -95,9 +95,11 @@ def caption(
 
 def _apart(sets: Sequence[str]) -> tuple[list[str], list[str]]:
     """Those that say what looks at the photos, and those that say how captions are sampled."""
-    kinds = [text.partition("=")[0].partition(".")[0].strip() for text in sets]
-    seeing = [text for text, kind in zip(sets, kinds, strict=True) if kind == "encoder"]
-    return seeing, [text for text in sets if text not in seeing]
+    seeing, saying = list[str](), list[str]()
+    for text in sets:
+        kind = text.partition("=")[0].partition(".")[0].strip()
+        (seeing if kind == "encoder" else saying).append(text)
+    return seeing, saying
 
 
 def _must_have_an_effect(n: int, candidates: int | None, trace: bool) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -176,11 +175,6 @@ def check_encoder_knows_itself(encoder: Encoder) -> None:
 # ----------------------------------------------------------------------------------------- views
 
 
-def _seen_of(views: Views, seed: int = 0) -> list[Image]:
-    """The views of the first picture of `examples`."""
-    return list(views(pictures()[0], Random(seed)))
-
-
 def check_views_gives_its_count(views: Views) -> None:
     """As many as `count` says, RGB, none empty; the photo stays as it was."""
     picture = pictures()[0]
@@ -193,7 +187,8 @@ def check_views_gives_its_count(views: Views) -> None:
 
 def check_views_repeats(views: Views) -> None:
     """The same generator gives the same views, by which ready features are found again."""
-    one, two = ([(it.size, it.tobytes()) for it in _seen_of(views)] for _ in range(2))
+    picture = pictures()[0]
+    one, two = ([(it.size, it.tobytes()) for it in views(picture, Random(0))] for _ in range(2))
     assert one == two, "other views of the same photo"
 
 

@@ -34,8 +34,8 @@ class Squares:
     @classmethod
     def of(cls, width: int, narrow: int) -> Squares:
         """Nothing seen yet."""
-        zeros = torch.zeros(width + 1, width + 1 + narrow, dtype=torch.float64)
-        return cls(zeros[:, : width + 1], zeros[:, width + 1 :])
+        xx, xy = (torch.zeros(width + 1, n, dtype=torch.float64) for n in (width + 1, narrow))
+        return cls(xx, xy)
 
     def see(self, x: Tensor, y: Tensor) -> None:
         """More rows, n C and n C'."""
