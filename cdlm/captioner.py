@@ -23,6 +23,7 @@ from torch import Generator, Tensor
 from cdlm import toml
 from cdlm.errors import DataError, Mistake, RecipeError
 from cdlm.job import SAMPLING, Job, choose_device
+from cdlm.layers import SET, joined, key_of
 from cdlm.parts.datasets import photos
 from cdlm.parts.selections import agreement
 from cdlm.run import caption_features
@@ -338,12 +339,11 @@ def _as_sets(
 
 def _of_sampling(sets: Sequence[str]) -> Sequence[str]:
     """The sets themselves. Raises RecipeError for one that changes no caption."""
-    keys = [text.partition("=")[0].strip() for text in sets]
     hint = f"allowed: {', '.join(SAMPLING)}"
     mistakes = [
-        Mistake(f"--set {key}", "it does not say how your images are captioned", hint)
-        for key in keys
-        if key.partition(".")[0] not in SAMPLING
+        Mistake(joined(SET, key), "it does not say how your images are captioned", hint)
+        for key in map(key_of, sets)
+        if key[0] not in SAMPLING
     ]
     if mistakes:
         raise RecipeError(mistakes)

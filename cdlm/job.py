@@ -22,6 +22,7 @@ from cdlm.compose import Parts, compose, dataset, make, metrics
 from cdlm.data import flat
 from cdlm.errors import CdlmError, Mistake, RecipeError, RunError
 from cdlm.features import features, view_features
+from cdlm.layers import SET, joined, key_of
 from cdlm.parts.lengths import Predicted
 from cdlm.places import cache_dir
 from cdlm.progress import Tell, silent
@@ -93,11 +94,10 @@ def altered(recipe: Recipe, sets: Sequence[str]) -> Recipe:
     free = _afterwards(recipe)
     old, new = _rested_on(recipe, free), _rested_on(after, free)
     fixed = {key for key in new if new[key] != old.get(key)}
-    keys = [text.partition("=")[0].strip() for text in sets]
     mistakes = [
-        Mistake(f"--set {key}", "this run is trained, and its weights rest on this")
-        for key in dict.fromkeys(keys)
-        if key.partition(".")[0] in fixed and key not in free
+        Mistake(joined(SET, key), "this run is trained, and its weights rest on this")
+        for key in dict.fromkeys(map(key_of, sets))
+        if key[0] in fixed and ".".join(key) not in free
     ]
     if mistakes:
         allowed = [name for name in AFTERWARDS if name not in recipe.without] + free

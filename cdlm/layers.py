@@ -253,6 +253,11 @@ def _merge(below: Any, above: Any) -> Any:
     return {**below, **merged}
 
 
+def key_of(text: str) -> Key:
+    """What a --set is about: ("train", "steps") of "train.steps=500"."""
+    return _split(text.partition("=")[0])
+
+
 def assign(tree: Tree, sets: Sequence[str]) -> Tree:
     """The tree with each "key=value" put in. Raises RecipeError with all that can't be.
 
@@ -260,7 +265,7 @@ def assign(tree: Tree, sets: Sequence[str]) -> Tree:
     the component that was there; otherwise later ones win.
     """
     mistakes: list[Mistake] = []
-    for text in sorted(sets, key=lambda it: not it.partition("=")[0].strip().endswith(".use")):
+    for text in sorted(sets, key=lambda it: key_of(it)[-1] != "use"):
         try:
             tree = _assign(tree, text)
         except RecipeError as error:
@@ -271,8 +276,8 @@ def assign(tree: Tree, sets: Sequence[str]) -> Tree:
 
 
 def _assign(tree: Tree, text: str) -> Tree:
-    dotted, equals, written = text.partition("=")
-    key = _split(dotted)
+    _, equals, written = text.partition("=")
+    key = key_of(text)
     place = joined(SET, key)
     if not equals or not all(key):
         raise _mistake(place, "expected KEY=VALUE", "like --set train.steps=500")

@@ -15,6 +15,7 @@ import torch
 from cdlm import checkpoint, rundir
 from cdlm.errors import DataError, RunError
 from cdlm.evaluate import Score, available, records, signature
+from cdlm.layers import key_of
 from cdlm.parts.metrics.coco import Bleu, CiderD, Meteor, RougeL, Spice
 from cdlm.parts.metrics.text import CaptionLength, Diversity, Repetition
 from cdlm.protocols import Metric
@@ -86,7 +87,7 @@ def keep(job: Job, outcome: Outcome, sets: Sequence[str]) -> Path:
 
     The path of its record; its captions are beside it, as .jsonl. Raises RunError.
     """
-    others = [text for text in sets if text.partition("=")[0].strip() != "evaluate.split"]
+    others = [text for text in sets if key_of(text) != ("evaluate", "split")]
     if outcome.step != job.run.last_step:
         others.append(f"step={outcome.step}")
     options = f"-{_slug(others)}" if others else ""

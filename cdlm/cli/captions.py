@@ -95,10 +95,11 @@ def caption(
 
 def _apart(sets: Sequence[str]) -> tuple[list[str], list[str]]:
     """Those that say what looks at the photos, and those that say how captions are sampled."""
+    from cdlm.layers import key_of
+
     seeing, saying = list[str](), list[str]()
     for text in sets:
-        kind = text.partition("=")[0].partition(".")[0].strip()
-        (seeing if kind == "encoder" else saying).append(text)
+        (seeing if key_of(text)[0] == "encoder" else saying).append(text)
     return seeing, saying
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,10 @@ TINY = ["train.steps=4", "dataset.train=8", "dataset.held_out=4", "study.seeds=[
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
+    """One whose processes ignore SIGINT at first, like all that a script's `&` starts."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    signal.signal(signal.SIGINT, before)
     yield
     ray.shutdown()
 

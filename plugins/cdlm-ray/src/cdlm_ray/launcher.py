@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -77,7 +78,11 @@ def _join_or_begin(quiet: dict[str, Any]) -> None:
 
 
 def _run(command: list[str], log: str, folder: str, sent: dict[str, str]) -> int:
-    """The task: a process, and its exit code. Where the task is cancelled, it is asked to end."""
+    """The task: a process, and its exit code. Where the task is cancelled, it is asked to end.
+
+    Ray cancels by SIGINT, which a cluster that was begun by a script's `&` ignores otherwise.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(log, "ab") as out:
         process = subprocess.Popen(
             command,
