@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -30,15 +31,17 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 64  # photos held in memory at a time
 TEXTS_AT_ONCE = 1024
+PIECE = 1024  # rows that are kept together while the rest is not there yet
 
 
 def features(encoder: Encoder, split: Split, cache: Path | None, tell: Tell = silent) -> Tensor:
     """The feature of every image of a split that has a photo: images N C, float32 on the CPU.
 
-    Ready features are looked up. Others are read from `cache`, or computed and left there. A
-    cache file is named by all that changes its values (`encoder.identity()`, `split.fingerprint`),
-    and used only if its names and its checksum are right. Values differ in the last digits between
-    devices and batch sizes, which are not part of the name.
+    Ready features are looked up. Others are read from `cache`, or computed and left there, PIECE
+    by PIECE, so that little is lost where that is interrupted. A cache file is named by all that
+    changes its values (`encoder.identity()`, `split.fingerprint`), and used only if its names and
+    its checksum are right. Values differ in the last digits between devices and batch sizes, which
+    are not part of the name.
     Errors: DataError for photos that can't be read; CdlmError for features that aren't finite.
     """
     ready = encoder.lookup(_pictured(split))
@@ -71,10 +74,11 @@ def text_features(
 
     Errors: CdlmError where the encoder can't read captions, or its features aren't finite.
     """
+    compute, rows = partial(_compute_texts, encoder, captions, tell), range(len(captions))
     if cache is None:
-        return _compute_texts(encoder, captions, tell)
+        return compute(rows)
     about = {"encoder": encoder.identity(), "captions": _digest(_canonical(list(captions)))}
-    return _kept(cache, about, [], lambda: _compute_texts(encoder, captions, tell))
+    return Kept.of(cache, about, []).or_made(rows, compute)
 
 
 def _pictured(split: Split) -> list[str]:
@@ -86,27 +90,13 @@ def _computed(
     encoder: Encoder, split: Split, cache: Path | None, tell: Tell, views: Views | None = None
 ) -> Tensor:
     """The features of a split's photos, or of their views, from the cache where it has them."""
+    compute, names = partial(_compute, encoder, views, split, tell), _pictured(split)
+    rows = range(len(names))
     if cache is None:
-        return _compute(encoder, split, tell, views)
+        return compute(rows)
     about = {"encoder": encoder.identity(), "split": split.fingerprint}
     about |= {"views": views.identity()} if views else {}
-    return _kept(cache, about, _pictured(split), lambda: _compute(encoder, split, tell, views))
-
-
-def _kept(
-    cache: Path, about: dict[str, Any], ids: Sequence[str], compute: Callable[[], Tensor]
-) -> Tensor:
-    """What the cache has under this description, or what is computed now, and left there."""
-    kept = Kept.of(cache, about, ids)
-    found = kept.load()
-    if found is not None:
-        return found
-    with kept.alone():  # of processes that want the same features one computes them
-        found = kept.load()
-        if found is None:
-            found = compute()
-            kept.save(found)
-    return found
+    return Kept.of(cache, about, names).or_made(rows, compute)
 
 
 @dataclass(frozen=True)
@@ -122,6 +112,42 @@ class Kept:
         text = _canonical(identity)
         about = {"identity": text, "ids": _canonical(list(ids))}
         return cls(cache / "features" / f"{_digest(text)[:16]}.safetensors", about)
+
+    def or_made(self, rows: range, make: Callable[[range], Tensor]) -> Tensor:
+        """What is kept here; else what `make` makes of the rows, some at a time, and it is kept."""
+        found = self.load()
+        if found is not None:
+            return found
+        with self.alone():  # of processes that want the same features one computes them
+            found = self.load()
+            if found is None:
+                found = self._made(rows, make)
+        return found
+
+    def _made(self, rows: range, make: Callable[[range], Tensor]) -> Tensor:
+        if len(rows) <= PIECE:
+            found = make(rows)
+            self.save(found)
+            return found
+        pieces = [(self._piece(start), rows[start : start + PIECE]) for start in rows[::PIECE]]
+        found = torch.empty(0)
+        for piece, some in pieces:
+            part = piece.load()
+            if part is None:
+                part = make(some)
+                piece.save(part)
+            if not some.start:
+                found = part.new_empty(len(rows), *part.shape[1:])
+            found[some.start : some.stop] = part
+        self.save(found)
+        for piece, _ in pieces:
+            piece.path.unlink(missing_ok=True)
+        return found
+
+    def _piece(self, start: int) -> Kept:
+        """The file of the rows from here on, until all are there."""
+        path = self.path.with_name(f"{self.path.stem}-{start}.safetensors")
+        return Kept(path, self.about | {"start": str(start)})
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -172,24 +198,27 @@ class Kept:
         )
 
 
-def _compute(encoder: Encoder, split: Split, tell: Tell, views: Views | None) -> Tensor:
-    """Of the photos N C each, or of their views K N C."""
+def _compute(
+    encoder: Encoder, views: Views | None, split: Split, tell: Tell, some: range
+) -> Tensor:
+    """Of some of the photos N C each, or of their views K N C."""
     rows = [row for row, there in enumerate(split.pictured) if there]
-    total, each = len(rows), (views.count,) if views else ()
-    result = torch.empty(total, *each, *encoder.shape())
+    each = (views.count,) if views else ()
+    result = torch.empty(len(some), *each, *encoder.shape())
     doing = "features of views" if views else "image features"
-    for start in range(0, total, AT_ONCE):
-        tell(doing, start, total, "")
-        some = rows[start : start + AT_ONCE]
-        images, names = split.images(some), [split.ids[row] for row in some]
+    for start in some[::AT_ONCE]:
+        tell(doing, start, len(rows), "")
+        now = rows[start : min(start + AT_ONCE, some.stop)]
+        images, names = split.images(now), [split.ids[row] for row in now]
         if views:
             images = list(
                 chain(*(views(it, Random(name)) for it, name in zip(images, names, strict=True)))
             )
             names = [name for name in names for _ in range(views.count)]
         found = _checked(encoder, images, names)
-        result[start : start + len(some)] = found.reshape(len(some), *each, *encoder.shape())
-    tell(doing, total, total, "")
+        at = start - some.start
+        result[at : at + len(now)] = found.reshape(len(now), *each, *encoder.shape())
+    tell(doing, some.stop, len(rows), "")
     return result
 
 
@@ -205,18 +234,19 @@ def _checked(encoder: Encoder, images: Sequence[Image], names: Sequence[str]) ->
     return got
 
 
-def _compute_texts(encoder: Encoder, captions: Sequence[str], tell: Tell) -> Tensor:
+def _compute_texts(encoder: Encoder, captions: Sequence[str], tell: Tell, some: range) -> Tensor:
+    """Of some of the captions, 1 C each."""
     _, width = encoder.shape()
-    result = torch.empty(len(captions), 1, width)
-    for start in range(0, len(captions), TEXTS_AT_ONCE):
+    result = torch.empty(len(some), 1, width)
+    for start in some[::TEXTS_AT_ONCE]:
         tell("caption features", start, len(captions), "")
-        got = encoder.texts(captions[start : start + TEXTS_AT_ONCE])
+        got = encoder.texts(captions[start : min(start + TEXTS_AT_ONCE, some.stop)])
         if got.shape[1:] != (1, width) or not bool(got.isfinite().all()):
             raise CdlmError(
                 f"the encoder gave caption features of {tuple(got.shape)}, not finite B 1 C"
             )
-        result[start : start + len(got)] = got
-    tell("caption features", len(captions), len(captions), "")
+        result[start - some.start : start - some.start + len(got)] = got
+    tell("caption features", some.stop, len(captions), "")
     return result
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cdlm.errors import CdlmError, DataError
-from cdlm.features import AT_ONCE, Kept, features, text_features, view_features
+from cdlm.features import AT_ONCE, PIECE, Kept, features, text_features, view_features
 
 
 @dataclass
@@ -158,6 +158,26 @@ def test_where_there_are_no_views_nothing_is_looked_at() -> None:
 def test_ready_features_have_no_other_views() -> None:
     with pytest.raises(CdlmError, match=r"views: these are ready features"):
         view_features(Reds(ready=torch.ones(3, 1, 2)), Brighter(), Squares(), None)
+
+
+def test_an_interrupted_pass_goes_on(tmp_path: Path) -> None:
+    """What was computed is there for the next call, and only the whole stays at the end."""
+
+    class Stopped(Squares):
+        def images(self, indices: Sequence[int]) -> list[Image.Image]:
+            if len(self.opened) > PIECE:
+                raise KeyboardInterrupt
+            return super().images(indices)
+
+    total = 2 * PIECE + 7
+    with pytest.raises(KeyboardInterrupt):
+        features(Reds(), Stopped(total), tmp_path)
+    split = Squares(total)
+    found = features(Reds(), split, tmp_path)
+    assert split.opened == list(range(PIECE, total))
+    assert torch.equal(found, features(Reds(), Squares(total), None))
+    assert torch.equal(found, features(Reds(), Squares(total), tmp_path))
+    only_file(tmp_path)
 
 
 def test_of_those_who_want_the_same_features_at_once_one_computes_them(tmp_path: Path) -> None:
