@@ -28,7 +28,7 @@ from cdlm.parts.datasets import photos
 from cdlm.parts.selections import agreement
 from cdlm.run import caption_features
 from cdlm.rundir import RunDir
-from cdlm.sample import candidates, forbidden, traces
+from cdlm.sample import candidates, forbidden, searches, traces
 
 Picture: TypeAlias = str | Path | Image
 SamplerTable: TypeAlias = str | dict[str, Any]
@@ -117,7 +117,8 @@ class Captioner:
 
         images: paths or PIL images.
         n: so many different captions of each image, as a list, in the order in which they were
-        drawn and without the recipe's selection; fewer where TRIES x n draws give no more.
+        drawn and without the recipe's selection; fewer where TRIES x n draws give no more. Of a
+        process that searches, such as one with beams, the n best that it finds, the best first.
         steps: sampling steps.   sampler: a name ("ddpm") or a table ({"use": "ddim", "eta": 0.5});
         one that is not the recipe's brings its own default steps.
         guidance: the scale of classifier-free guidance, 1 for none; the run must have been trained
@@ -172,7 +173,8 @@ class Captioner:
 
         candidates: captions drawn for each image, of which the recipe's selection chooses one; as
         many as it says, or CANDIDATES where it draws one. Where it draws one and several are asked
-        for, `mbr` chooses: the one that is most like the others.
+        for, `mbr` chooses: the one that is most like the others. Of a process that searches, such
+        as one with beams, they are the best ones that it finds, and the best is chosen.
         trace: also the caption as it reads at every step of sampling.
         The confidence is how much the candidates agree with the chosen one: its mean sentence
         BLEU-4 against the others, 0 to 1. It is no probability of being right.
@@ -180,9 +182,9 @@ class Captioner:
         """
         one = isinstance(images, str | Path) or not isinstance(images, Sequence)
         many: Sequence[Picture] = [images] if one else images  # type: ignore[list-item, assignment]
-        job = _drawing(self._job_of(options), candidates)
+        job, count = _drawing(self._job_of(options), candidates)
         features = self._job.parts.encoder.encode([_read(image) for image in many])
-        found = detailed(job, features, options.get("seed", 0), trace)
+        found = detailed(job, features, count, options.get("seed", 0), trace)
         return found[0] if one else found
 
     @overload
@@ -250,25 +252,31 @@ def _said(job: Job, features: Tensor, n: int | None, seed: int) -> Any:
     return [it.caption for it in said]
 
 
-def _drawing(job: Job, count: int | None) -> Job:
-    """The job with so many candidates for each image; None: as many as it draws, if several."""
+def _drawing(job: Job, count: int | None) -> tuple[Job, int]:
+    """The job with so many candidates for each image, and how many they are.
+
+    None: as many as it draws, if several.
+    """
     if count is not None and count < 1:
         raise ValueError(f"candidates: expected a whole number above 0, got {count}")
     before = job.parts.selection.count
     wanted = count or (before if before > 1 else CANDIDATES)
-    if wanted == before:
-        return job
+    if wanted == before or (before == 1 and searches(job.parts)):
+        return job, wanted
     if wanted == 1:
-        return job.sampling(["selection={ use = 'first' }"])
+        return job.sampling(["selection={ use = 'first' }"]), 1
     fewer_or_more = f"selection.count={wanted}"
     mbr = f"selection={{ use = 'mbr', count = {wanted} }}"
-    return job.sampling([fewer_or_more if before > 1 else mbr])
+    return job.sampling([fewer_or_more if before > 1 else mbr]), wanted
 
 
-def detailed(job: Job, table: Tensor, seed: int, trace: bool = False) -> list[Caption]:
-    """A caption for each row of features N C, with its confidence; and its trace, if asked for."""
+def detailed(job: Job, table: Tensor, count: int, seed: int, trace: bool) -> list[Caption]:
+    """A caption for each row of features N C, chosen from so many, with its confidence.
+
+    And with its trace, if asked for.
+    """
     rng, parts = Generator(job.device).manual_seed(seed), job.parts
-    count, found = parts.selection.count, list[Caption]()
+    found = list[Caption]()
     for rows in table.split(max(1, job.recipe.evaluate.batch // count)) if len(table) else ():
         given = rows.to(job.device)
         if trace:
@@ -289,13 +297,13 @@ def _caption(texts: list[str], chosen: int, trace: list[str]) -> Caption:
 def different_captions(job: Job, table: Tensor, n: int, seed: int) -> list[list[str]]:
     """n different captions for each row of features N C, in the order in which they were drawn.
 
-    Fewer where TRIES n draws give no more. Equal calls give equal captions.
+    Fewer where TRIES n draws give no more, or one search. Equal calls give equal captions.
     """
     if n < 1:
         raise ValueError(f"n: expected a whole number above 0, got {n}")
     rng = Generator(job.device).manual_seed(seed)
     found: list[dict[str, None]] = [{} for _ in table]  # as sets that keep their order
-    for _ in range(TRIES):
+    for _ in range(1 if searches(job.parts) else TRIES):
         short = torch.tensor([i for i, texts in enumerate(found) if len(texts) < n])
         for rows in short.split(max(1, job.recipe.evaluate.batch // n)) if len(short) else ():
             drawn = candidates(job.parts, table[rows].to(job.device), rng, n)

@@ -186,6 +186,12 @@ class Process(Protocol):
         draw(parts, condition, rng) -> Drawn: a caption for each row, every word drawn by its p;
         log_p(parts, drawn, condition, rng) -> B: its log p in nats, or an estimate that has the
         right mean, with a gradient.
+
+    One that provides "search" can look for captions instead of drawing them:
+
+        searches: bool: whether it does, as it is set, so that all samples of an image are alike;
+        search(parts, condition, mask, count) -> Iterator[State]: as `sample`, with the `count` best
+        captions of each row in turn, B count L, the best one first.
     """
 
     without: ClassVar[set[str]]  # kinds that it has no use for; the parts have none of them

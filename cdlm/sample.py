@@ -30,7 +30,10 @@ def sample(
 def candidates(
     parts: Parts, features: Tensor, rng: Generator, count: int = 1, steps: int | None = None
 ) -> list[list[str]]:
-    """So many captions for each image. Shapes: features B N C, on the device of `rng`."""
+    """So many captions for each image. Shapes: features B N C, on the device of `rng`.
+
+    Of a process that searches they are the best ones it finds, the best first.
+    """
     mask, states = _states(parts, features, rng, count, steps)
     *_, last = states
     said = parts.tokenizer.decode(words(parts, last, mask))
@@ -55,11 +58,20 @@ def _states(
     parts: Parts, features: Tensor, rng: Generator, count: int, steps: int | None
 ) -> tuple[Tensor, Iterator[State]]:
     """The mask B L of so many captions for each image, and every state on their way."""
-    rows = features.repeat_interleave(count, 0)
+    sought = count > 1 and searches(parts)
+    rows = features if sought else features.repeat_interleave(count, 0)
     keep = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     condition = Condition(features=rows, keep=keep)
     mask = to_possible(parts, parts.length.draw(condition, rng))
+    if sought:
+        states = parts.process.search(parts, condition, mask, count)  # type: ignore[attr-defined]
+        return mask.repeat_interleave(count, 0), states
     return mask, sample(parts, condition, mask, steps, rng)
+
+
+def searches(parts: Parts) -> bool:
+    """Whether captions are looked for instead of drawn, so that samples of an image are alike."""
+    return bool(getattr(parts.process, "searches", False))
 
 
 @torch.no_grad()

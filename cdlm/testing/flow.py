@@ -153,6 +153,22 @@ def check_process_knows_what_it_draws(process: Process) -> None:
     assert _taught(parts), "the network is not taught"
 
 
+def check_process_finds_the_best(process: Process) -> None:
+    """One that provides `search`, where it searches: the best is what it says, the rest is else."""
+    if "search" not in getattr(process, "provides", ()) or not process.searches:  # type: ignore[attr-defined]
+        return
+    parts, asked, count = _ready(process), condition(), 4
+    *_, said = process.sample(parts, asked, EVERYWHERE, None, rng())
+    states = list(process.search(parts, asked, EVERYWHERE, count))  # type: ignore[attr-defined]
+    assert [states[0].t, states[-1].t] == [1, 0], "not from t = 1 to 0"
+    found = states[-1].x.view(-1, count, DIMS.length)
+    assert len(found) == len(said.x), "not `count` captions of each row"
+    texts = [[tuple(it) for it in captions] for captions in found.tolist()]
+    assert all(len(set(captions)) == count for captions in texts), "the same caption twice"
+    *_, alone = process.search(parts, asked, EVERYWHERE, 1)  # type: ignore[attr-defined]
+    assert torch.equal(alone.x, said.x), "the best one is not what it says"
+
+
 def check_process_uses_what_it_does_not_go_without(process: Process) -> None:
     """It works without the kinds of `without`, and would not without any other."""
     unknown = process.without - OPTIONAL

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cdlm_masked.masked import Masked
+from cdlm_masked.masked import Masked, ranked
 from torch import Generator, Tensor, nn
 from torch.testing import assert_close
 
@@ -261,7 +261,7 @@ def test_one_beam_is_the_surest_word_a_step(order: str) -> None:
     stir(one.modules()).eval()
     seen, given = torch.ones(3, DIMS.length).bool(), condition()
     *_, plain = sample(one, given, seen, DIMS.length, rng())
-    found = list(one.process.searched(one, given, seen))
+    found = list(one.process.search(one, given, seen, 1))
     assert torch.equal(found[-1].x, plain.x)
 
 
@@ -271,6 +271,20 @@ def test_as_many_beams_as_captions_find_the_likeliest_of_all(order: str) -> None
     given = Condition(features=torch.zeros(2, 1, 1), keep=torch.ones(2, dtype=torch.bool))
     *_, last = sample(parts, given, torch.ones(2, L, dtype=torch.bool), None, rng())
     assert torch.equal(last.x, CAPTIONS[SHARES.argmax()].expand(2, L))
+
+
+def test_the_candidates_of_a_search_are_the_best_captions() -> None:
+    """All there are of one length, by their shares; there are beams for as many as are wanted."""
+    parts = knowing(order="left", temperature=0.0, beams=2)
+    given = Condition(features=torch.zeros(2, 1, 1), keep=torch.ones(2, dtype=torch.bool))
+    *_, last = parts.process.search(parts, given, torch.ones(2, L, dtype=torch.bool), V**L)
+    best = CAPTIONS[SHARES.argsort(descending=True)]
+    assert torch.equal(last.x.view(2, V**L, L), best.expand(2, V**L, L))
+
+
+def test_where_fewer_captions_are_possible_the_best_is_said_again() -> None:
+    score = torch.tensor([[-2.0, -1, -torch.inf], [-torch.inf, -torch.inf, -3]])
+    assert ranked(score, 3).tolist() == [1, 0, 1, 5, 5, 5]
 
 
 def test_beams_follow_captions_of_different_lengths_each_to_its_end() -> None:

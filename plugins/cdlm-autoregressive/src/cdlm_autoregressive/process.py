@@ -37,7 +37,7 @@ class Autoregressive(nn.Module):
     """
 
     needs: ClassVar[set[str]] = {"causal", "generated_end"}
-    provides: ClassVar[set[str]] = {"ensemble", "draws"}
+    provides: ClassVar[set[str]] = {"ensemble", "draws", "search"}
     without: ClassVar[set[str]] = {
         "schedule", "noise", "timesteps", "target", "self_conditioning", "guidance", "variance",
         "loss", "rounding", "grid", "sampler",
@@ -94,15 +94,37 @@ class Autoregressive(nn.Module):
         self, parts: Parts, condition: Condition, mask: Tensor, steps: int | None, rng: Generator
     ) -> Iterator[State]:
         """A state for each word; `steps` has no effect."""
-        pick = likeliest(self.beams, self.penalty)
-        if self.temperature:
-            pick = drawn(self.temperature, rng)
-        yield from self.said(parts, condition, mask, self.beams, pick)
+        if self.searches:
+            yield from self.search(parts, condition, mask, 1)
+        else:
+            yield from self.said(parts, condition, mask, 1, drawn(self.temperature, rng))
+
+    @property
+    def searches(self) -> bool:
+        """Without a temperature no word is drawn."""
+        return not self.temperature
+
+    def search(
+        self, parts: Parts, condition: Condition, mask: Tensor, count: int
+    ) -> Iterator[State]:
+        """The best captions of each row; a state for each word.
+
+        There are as many beams as captions that are asked for, if the recipe says fewer.
+        """
+        beams = max(self.beams, count)
+        pick = likeliest(beams, self.penalty)
+        yield from self.said(parts, condition, mask, beams, pick, count)
 
     def said(
-        self, parts: Parts, condition: Condition, mask: Tensor, count: int, pick: Pick
+        self,
+        parts: Parts,
+        condition: Condition,
+        mask: Tensor,
+        count: int,
+        pick: Pick,
+        best: int = 1,
     ) -> Iterator[State]:
-        """A state for each word of so many captions that are followed."""
+        """A state for each word of so many captions that are followed, of the best of them."""
         ends = (parts.tokenizer.pad, parts.tokenizer.end)
         barred, length = forbidden(parts, mask.device), mask.shape[1]
         beams = Beams.empty(mask, count, ends[0])
@@ -111,7 +133,7 @@ class Autoregressive(nn.Module):
         )
         condition = Condition(features=features, keep=keep, once=Once({}))
         readers = [Reader.begin(it, condition, length) for it in parts.voices]
-        yield State(x=beams.ids[:, 0], t=1.0)
+        yield State(x=beams.best(best), t=1.0)
         for place in range(length):
             bars = None if barred is None else barred[place]
             read = [it.read(beams.ids, place, bars) for it in readers]
@@ -120,7 +142,7 @@ class Autoregressive(nn.Module):
             beams, parent = beams.grown(shares, place, last, ends, pick)
             readers = [it.of(parent) for _, it in read]
             over = place + 1 == length or bool(beams.ended.all())
-            yield State(x=beams.ids[:, 0], t=0.0 if over else 1 - (place + 1) / length)
+            yield State(x=beams.best(best), t=0.0 if over else 1 - (place + 1) / length)
             if over:
                 return
 

@@ -34,6 +34,11 @@ class Beams:
             ended=~mask[:, :1].expand(shape),
         )
 
+    def best(self, count: int) -> Tensor:
+        """So many captions of each image in turn, B count L; for what is none, the first."""
+        there = self.total[:, :count] > -torch.inf
+        return self.ids[:, :count].where(there[..., None], self.ids[:, :1]).flatten(0, 1)
+
     def grown(
         self, shares: Tensor, place: int, last: Tensor, ends: tuple[int, int], pick: Pick
     ) -> tuple[Beams, Tensor]:

@@ -53,7 +53,7 @@ class Masked(nn.Module):
     eq. 14.
     """
 
-    provides: ClassVar[set[str]] = {"times", "length_loss", "ensemble", "draws"}
+    provides: ClassVar[set[str]] = {"times", "length_loss", "ensemble", "draws", "search"}
     without: ClassVar[set[str]] = {
         "schedule", "noise", "target", "self_conditioning", "variance", "loss", "rounding", "grid",
         "sampler",
@@ -222,11 +222,11 @@ class Masked(nn.Module):
     def sample(
         self, parts: Parts, condition: Condition, mask: Tensor, steps: int | None, rng: Generator
     ) -> Iterator[State]:
+        if self.searches:
+            yield from self.search(parts, condition, mask, 1)
+            return
         ids = self.unsaid(parts, mask)
         yield State(x=ids, t=1.0)
-        if self.beams > 1:
-            yield from self.searched(parts, condition, mask)
-            return
         condition, barred = replace(condition, once=Once({})), forbidden(parts, mask.device)
         sure = torch.zeros(mask.shape, device=mask.device)  # of the words that are shown
         n = steps or self.steps
@@ -240,62 +240,71 @@ class Masked(nn.Module):
             ids = estimate.masked_fill(mask & stays, self.vocab)
             yield State(x=ids, t=s, x0_hat=estimate)
 
-    def searched(self, parts: Parts, condition: Condition, mask: Tensor) -> Iterator[State]:
-        """A state for each word that is shown in all beams of an image; the best beam's.
+    @property
+    def searches(self) -> bool:
+        """With beams no word is drawn."""
+        return self.beams > 1
+
+    def search(
+        self, parts: Parts, condition: Condition, mask: Tensor, count: int
+    ) -> Iterator[State]:
+        """The best captions of each row; a state for each word that is shown in all of its beams.
 
         Captions of each length are searched by themselves, so that none waits for longer ones.
+        There are as many beams as captions that are asked for, if the recipe says fewer.
         """
+        yield State(x=self.unsaid(parts, mask).repeat_interleave(count, 0), t=1.0)
         masks, likely = self.near(parts, condition, mask)
-        barred, count = forbidden(parts, mask.device), masks.sum(1)
-        image = torch.arange(len(mask), device=mask.device)
-        owner = image.repeat_interleave(self.lengths)
-        alike = [(count == many).nonzero()[:, 0] for many in count.unique()]
+        barred, many = forbidden(parts, mask.device), masks.sum(1)
+        beams = self.beams if self.beams * self.lengths >= count else count
+        owner = torch.arange(len(mask), device=mask.device).repeat_interleave(self.lengths)
+        alike = [(many == words).nonzero()[:, 0] for words in many.unique()]
         searches = [
-            self.searched_alike(parts, condition, owner[rows], masks[rows], barred)
+            self.search_alike(parts, condition, owner[rows], masks[rows], barred, beams)
             for rows in alike
         ]
-        best = self.unsaid(parts, masks)
-        estimate, total = best.clone(), torch.zeros_like(likely)
-        for step in range(1, int(count.max()) + 1):
+        best = self.unsaid(parts, masks)[:, None].repeat(1, beams, 1)
+        guessed, total = best.clone(), likely.new_zeros(len(masks), beams)
+        for step in range(1, int(many.max()) + 1):
             for rows, search in zip(alike, searches, strict=True):
                 for ids, guess, log_p in islice(search, 1):  # nothing, once it is at its end
-                    best[rows], estimate[rows], total[rows] = ids, guess, log_p.to(total)
-            score = (total + likely) / ((5 + count) / 6) ** self.penalty
-            chosen = image * self.lengths + score.view(-1, self.lengths).argmax(1)
-            t = float((count - step).clamp(min=0).sum() / count.sum())
-            yield State(x=best[chosen], t=t, x0_hat=estimate[chosen])
+                    best[rows], guessed[rows], total[rows] = ids, guess, log_p.to(total)
+            score = (total + likely[:, None]) / ((5 + many[:, None]) / 6) ** self.penalty
+            chosen = ranked(score.view(len(mask), -1), count)
+            t = float((many - step).clamp(min=0).sum() / many.sum())
+            yield State(x=best.flatten(0, 1)[chosen], t=t, x0_hat=guessed.flatten(0, 1)[chosen])
 
-    def searched_alike(
+    def search_alike(
         self,
         parts: Parts,
         condition: Condition,
         owner: Tensor,
         mask: Tensor,
         barred: Tensor | None,
+        beams: int,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Beams of captions of one length, a word further in each step.
 
-        Shapes: owner B, the image of each; mask B L -> of the best beams ids B L, the same with a
-        guess at what is hidden, log p B.
+        Shapes: owner B, the image of each; mask B L -> ids B K L, the same with the best beam's
+        guess at what is hidden, log p B K; the best first.
         """
-        k, many = self.beams, int(mask[0].sum())
+        k, many = beams, int(mask[0].sum())
         rows, row = owner.repeat_interleave(k), torch.arange(len(mask), device=mask.device)
         condition = Condition(
             features=condition.features[rows], keep=condition.keep[rows], once=Once({})
         )
-        beams, seen = Beams.of(self.unsaid(parts, mask), k), mask.repeat_interleave(k, 0)
+        found, seen = Beams.of(self.unsaid(parts, mask), k), mask.repeat_interleave(k, 0)
         for left in range(many, 0, -1):
             t = torch.full((len(rows),), left / many, device=mask.device)
-            said = self.answers(parts, beams.ids.flatten(0, 1), t, condition, seen)
+            said = self.answers(parts, found.ids.flatten(0, 1), t, condition, seen)
             said = [it.unflatten(0, (len(mask), k)) for it in said]
             first = allowed(parts, [it[:, 0] for it in said], barred)  # of the best beam
-            hidden = beams.ids[:, 0] == self.vocab
+            hidden = found.ids[:, 0] == self.vocab
             place = self.sureness(first).masked_fill(~hidden, -torch.inf).argmax(1)
-            guess = beams.ids[:, 0].where(~hidden, first.argmax(2))
             shares = allowed(parts, [it[row, :, place] for it in said], barred, place)
-            beams = beams.grown(shares, place)
-            best = beams.ids[:, 0]
-            yield best, guess if left > 1 else best, beams.total[:, 0]
+            found = found.grown(shares, place)
+            guess = found.ids.where(found.ids != self.vocab, first.argmax(2)[:, None])
+            yield found.ids, guess, found.total
 
     def unsaid(self, parts: Parts, mask: Tensor) -> Tensor:
         """Captions of which every word is hidden, padding outside the mask. B L."""
@@ -351,6 +360,17 @@ class Masked(nn.Module):
         """The words that are shown, and the last guess at the others; padding at first."""
         ids = state.x if state.x0_hat is None else state.x0_hat
         return ids.masked_fill(~mask | (ids == self.vocab), parts.tokenizer.pad)
+
+
+def ranked(score: Tensor, count: int) -> Tensor:
+    """The rows of the best captions of each image, the best first; of beams that are none, that.
+
+    Shapes: score B K, -inf for no caption -> B count, into the rows B K.
+    """
+    best = score.topk(count, 1)
+    chosen = best.indices.where(best.values > -torch.inf, best.indices[:, :1])
+    first = score.shape[1] * torch.arange(len(score), device=score.device)
+    return (first[:, None] + chosen).flatten()
 
 
 def allowed(
