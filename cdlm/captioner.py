@@ -21,11 +21,12 @@ from PIL.Image import Image
 from torch import Generator, Tensor
 
 from cdlm import toml
-from cdlm.errors import DataError, Mistake, RecipeError
+from cdlm.errors import CdlmError, DataError, Mistake, RecipeError
 from cdlm.job import SAMPLING, Job, choose_device
 from cdlm.layers import SET, joined, key_of
 from cdlm.parts.datasets import photos
 from cdlm.parts.selections import agreement
+from cdlm.recipe import Recipe
 from cdlm.run import caption_features
 from cdlm.rundir import RunDir
 from cdlm.sample import candidates, forbidden, searches, traces
@@ -35,6 +36,7 @@ SamplerTable: TypeAlias = str | dict[str, Any]
 WordCount: TypeAlias = tuple[int | None, int | None]  # at least, at most
 
 TRIES = 8  # rounds of n draws until n captions differ
+SEARCHES = 3  # of n, 2n, 4n captions, until n differ
 CANDIDATES = 5  # that `details` draws where the recipe draws one
 
 
@@ -219,7 +221,9 @@ class Captioner:
         return _said(self._sampling(steps, sampler, guidance, rules, sets), features, n, seed)
 
     def _job_of(self, options: Options) -> Job:
-        """The run's job with these options."""
+        """The run's job with these options. Raises TypeError for one that there is not."""
+        if unknown := options.keys() - Options.__annotations__.keys():
+            raise TypeError(f"there is no option {', '.join(sorted(unknown))} here")
         rules = _rules(options.get("template"), options.get("forbid") or (), options.get("words"))
         ways = options.get("steps"), options.get("sampler"), options.get("guidance")
         return self._sampling(*ways, rules, options.get("sets") or ())
@@ -234,7 +238,9 @@ class Captioner:
     ) -> Job:
         """The run's job with these options, its constraints found to leave words."""
         options = _as_sets(steps, sampler, guidance, self._job.recipe.stepped_by)
-        job = self._job.sampling([*_of_sampling(sets), *options])
+        job = self._job.sampling([*_of_sampling(sets, self._job.recipe), *options])
+        if steps is not None and searches(job.parts):
+            raise CdlmError(f"steps = {steps}: of no effect, a search shows a word in each step")
         if rules:
             tables = [*(choice.table() for choice in job.recipe.many("constraint")), *rules]
             job = job.sampling([f"constraint={toml.text(tables)}"])
@@ -297,16 +303,19 @@ def _caption(texts: list[str], chosen: int, trace: list[str]) -> Caption:
 def different_captions(job: Job, table: Tensor, n: int, seed: int) -> list[list[str]]:
     """n different captions for each row of features N C, in the order in which they were drawn.
 
-    Fewer where TRIES n draws give no more, or one search. Equal calls give equal captions.
+    Fewer where TRIES n draws give no more, or a search for 2^(SEARCHES - 1) n. Equal calls give
+    equal captions.
     """
     if n < 1:
         raise ValueError(f"n: expected a whole number above 0, got {n}")
     rng = Generator(job.device).manual_seed(seed)
     found: list[dict[str, None]] = [{} for _ in table]  # as sets that keep their order
-    for _ in range(1 if searches(job.parts) else TRIES):
+    sought = searches(job.parts)
+    for attempt in range(SEARCHES if sought else TRIES):
         short = torch.tensor([i for i, texts in enumerate(found) if len(texts) < n])
         for rows in short.split(max(1, job.recipe.evaluate.batch // n)) if len(short) else ():
-            drawn = candidates(job.parts, table[rows].to(job.device), rng, n)
+            many = n << attempt if sought else n  # a search gives the same ones again
+            drawn = candidates(job.parts, table[rows].to(job.device), rng, many)
             for i, texts in zip(rows.tolist(), drawn, strict=True):
                 found[i].update(dict.fromkeys(texts))
     return [list(texts)[:n] for texts in found]
@@ -345,11 +354,16 @@ def _as_sets(
     return sets
 
 
-def _of_sampling(sets: Sequence[str]) -> Sequence[str]:
+def _of_sampling(sets: Sequence[str], recipe: Recipe) -> Sequence[str]:
     """The sets themselves. Raises RecipeError for one that changes no caption."""
-    hint = f"allowed: {', '.join(SAMPLING)}"
+    allowed = ("encoder", *(kind for kind in SAMPLING if kind not in recipe.without))
+    wrong, late = "it does not say how your images are captioned", "it is said to Captioner.load"
     mistakes = [
-        Mistake(joined(SET, key), "it does not say how your images are captioned", hint)
+        Mistake(
+            joined(SET, key),
+            late if key[0] == "encoder" else wrong,
+            f"allowed: {', '.join(allowed)}",
+        )
         for key in map(key_of, sets)
         if key[0] not in SAMPLING
     ]

@@ -66,7 +66,7 @@ def changes(before: Mapping[str, Origin], now: Mapping[str, Origin]) -> list[str
     """What to tell of components that are not as they were: a line for each."""
     both = [(name, before[name], now[name]) for name in now if name in before]
     return [
-        f"{name}: this run began with {_origin(old)}, and goes on with {_origin(new)}"
+        f"{name}: this run began with {_origin(old)}; here is {_origin(new)}"
         for name, old, new in both
         if old != new
     ]

@@ -264,6 +264,8 @@ def assign(tree: Tree, sets: Sequence[str]) -> Tree:
     Choices of a component (`schedule.use=linear`) come first, since they drop the parameters of
     the component that was there; otherwise later ones win.
     """
+    if isinstance(sets, str):
+        raise ValueError(f"sets: expected a list of texts, got {sets!r}")
     mistakes: list[Mistake] = []
     for text in sorted(sets, key=lambda it: key_of(it)[-1] != "use"):
         try:

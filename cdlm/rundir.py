@@ -444,12 +444,16 @@ def _in_the_way(path: Path) -> Path:
     return there if os.path.lexists(there) and not isdir(there) else path
 
 
+RUNS = "runs"  # where the command line keeps them, unless told otherwise
+
+
 def _nearby(path: Path) -> str:
     """Which runs the writer of a wrong path may have meant."""
     if inside := next((p for p in path.parents if isfile(p / PROVENANCE)), None):
         return f"it is inside the run {inside}; give that"
     folder = next((p for p in (path, *path.parents) if isdir(p)), Path())
-    there = [str(run.relative_to(folder)) for run in runs(folder)]
+    found = dict.fromkeys([*runs(folder), *runs(folder / RUNS)])
+    there = [str(run.relative_to(folder)) for run in found]
     if not there:
         return f"nor any in {folder}; a run prints its path when it starts and when it ends"
     return f"runs in {folder}: {', '.join(get_close_matches(path.name, there, n=6, cutoff=0.0))}"

@@ -280,7 +280,7 @@ def test_a_run_says_that_a_plugins_code_has_changed(
     trained = ask("train", tiny_recipe, "--set", "train.steps=2", "--set", fine)
     assert trained.code == 0, trained.err
     run = trained.out.split("run: ")[1].strip()
-    assert "goes on with" not in ask("eval", run).err
+    assert "this run began with" not in ask("eval", run).err
     module = tmp_path / "site" / "zz_broken.py"
     module.write_text(module.read_text() + "# another line\n")
     said = ask("eval", run)

@@ -254,11 +254,19 @@ def test_details_draw_as_many_as_the_recipe_or_several(
         captioner.details(photos, candidates=0)
 
 
+def test_an_option_that_there_is_not_is_no_option_of_details(
+    captioner: Captioner, photos: list[Path]
+) -> None:
+    with pytest.raises(TypeError, match="no option n here"):
+        captioner.details(photos, n=2)  # type: ignore[call-arg]
+
+
 def test_a_selection_keeps_its_other_parameters_with_another_count(
     captioner: Captioner, photos: list[Path]
 ) -> None:
     by_cider = ["selection={ use = 'mbr', count = 4, by = 'cider' }"]
-    job = _drawing(captioner._job.sampling(by_cider), 6)
+    job, count = _drawing(captioner._job.sampling(by_cider), 6)
+    assert count == 6
     assert (job.parts.selection.count, job.parts.selection.by) == (6, "cider")  # type: ignore[attr-defined]
 
 

@@ -120,6 +120,11 @@ def test_a_wrong_set_says_so(text: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+def test_a_text_is_no_list_of_sets() -> None:
+    with pytest.raises(ValueError, match="sets: expected a list of texts, got 'seed=1'"):
+        layers.assign(parse(), "seed=1")
+
+
 def test_all_wrong_sets_are_told_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         layers.assign(parse(), ["a", "b", "train.lr=1"])

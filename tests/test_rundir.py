@@ -202,7 +202,7 @@ def test_open_names_the_runs_nearby(tmp_path):
         with pytest.raises(RunError) as error:
             RunDir.open(path)
         assert f"{path}: there is no run here" in str(error.value)
-        assert (run.path.name in str(error.value)) == (path != tmp_path / "run" / "extra_token")
+        assert run.path.name in str(error.value)
 
 
 def test_open_of_a_place_inside_a_run_names_the_run(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from cdlm.cli import captions, components, looks, studies, training
 from cdlm.cli.common import app, note
 from cdlm.errors import CdlmError, Interrupted
 
+BY_SIGINT = 128 + signal.SIGINT  # typer's exit code of a KeyboardInterrupt
 HELP = [it.__name__ for it in (training, studies, looks, captions, components)]
 app.registered_commands.sort(key=lambda it: HELP.index(getattr(it.callback, "__module__", "")))
 
@@ -54,6 +56,10 @@ def main() -> None:
     plugins.load().add_commands(app)
     try:
         app()
+    except SystemExit as end:
+        if end.code == BY_SIGINT:
+            note("stopped by SIGINT")
+        raise
     except CdlmError as error:
         _fail(str(error), error)
     except Interrupted as error:

@@ -82,7 +82,8 @@ def caption(
     seeing, saying = _apart(set_ or ())
     options: Options = {
         "steps": steps, "sampler": sampler, "guidance": guidance, "template": template,
-        "forbid": forbid or (), "words": None if words is None else _limits(words), "sets": saying,
+        "forbid": forbid or (), "words": None if words is None else _limits(words),
+        "sets": saying,
     }  # fmt: skip
     found = photos.find(images)
     captioner = Captioner.load(run, device, seeing)

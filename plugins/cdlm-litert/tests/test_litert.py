@@ -107,7 +107,7 @@ def test_its_place_in_the_cache_rests_on_all_that_changes_it(network: str, tmp_p
     [
         ({"model": "{}/avarages.tflite"}, "did you mean .*averages.tflite"),
         ({"model": "{}/words.txt"}, "words.txt: not a network that LiteRT can run"),
-        ({"layer": "feilds/pool"}, 'encoder.layer: .*(\n.*)*"fields/pool"'),
+        ({"layer": "feilds/pool"}, 'has no "feilds/pool"\n    nearest of its .*: fields/pool'),
         ({"layer": "fields", "grid": 5}, "encoder.grid: fields/pool is 1x4x4x3"),
         ({"grid": 2}, "encoder.grid: whole/mean is 1x3"),
         ({"projection": "{}/none.safetensors"}, "encoder.projection: no file"),
@@ -182,6 +182,29 @@ def test_the_command_says_how_well_it_fits_what_it_has_not_seen(
         model=network, layer="fields", grid=2, projection=str(tmp_path / "found.safetensors")
     )
     assert_close(found.encode([noise()]), encoder.encode([noise()]), atol=2e-3, rtol=2e-3)
+
+
+def test_features_of_other_photos_are_told_apart(
+    network: str, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ready(LiteRt(model=network, layer="fields", grid=2), photos, tmp_path / "ready.safetensors")
+    command(network, photos)
+    assert caplog.text == ""
+    names = sorted(path.name for path in photos.iterdir())
+    shuffled = torch.randn(len(names), 4, 3)
+    place = tmp_path / "ready.safetensors"
+    save_file({"features": shuffled}, place, metadata={"image_ids": json.dumps(names)})
+    command(network, photos)
+    assert "these features are not of this layer" in caplog.text
+
+
+def test_a_projection_takes_more_photos_than_it_has_unknowns(
+    network: str, photos: Path, tmp_path: Path
+) -> None:
+    encoder = LiteRt(model=network)
+    file = ready(encoder, photos, tmp_path / "ready.safetensors")
+    with pytest.raises(CdlmError, match="3 photos to fit to; a layer of width 3 takes at least 4"):
+        fit(encoder, file, photos, file.ids()[:3])
 
 
 def test_features_of_another_grid_have_no_projection(

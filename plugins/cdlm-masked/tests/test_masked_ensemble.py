@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import cdlm
 from cdlm import recipe, rundir
-from cdlm.errors import RunError
+from cdlm.errors import CdlmError, RunError
 from cdlm.export import export
 from cdlm.job import Job
 from cdlm.records import Condition
@@ -120,6 +120,19 @@ def test_it_is_a_run_like_any_other(runs: list[RunDir], tmp_path: Path) -> None:
     assert len(RunDir(flat).members) == 2
     captioner = cdlm.Captioner.load(out, "cpu")
     assert len(captioner.of_features(torch.randn(4, 1, 8), sets=["process.beams=2"])) == 4
+
+
+def test_a_captioner_with_beams_says_the_best_it_finds(runs: list[RunDir]) -> None:
+    """Different ones, the chosen one first; steps of sampling would be of no effect."""
+    captioner = cdlm.Captioner.load(runs[0].path, "cpu", ["process.beams=4"])
+    features = torch.randn(3, 1, 8, generator=torch.Generator().manual_seed(1))
+    for (first, *others), alone in zip(
+        captioner.of_features(features, n=3), captioner.of_features(features), strict=True
+    ):
+        assert first == alone
+        assert len({first, *others}) == 3
+    with pytest.raises(CdlmError, match="steps = 3: of no effect"):
+        captioner.of_features(features, steps=3)
 
 
 def test_other_words_are_refused(runs: list[RunDir], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdlm.errors import CdlmError, DataError, nearest
+from cdlm.errors import CdlmError, DataError
 from cdlm.parts.encoders.files import beside, sha256
 from cdlm.values import Positive
 from cdlm_litert.projection import Projection
@@ -22,6 +23,7 @@ from cdlm_litert.projection import Projection
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SHOWN = 5  # layers that an error names
 PIXELS = {np.uint8: 0, np.int8: -128}  # what a pixel of 0 is in the network's input
 
 
@@ -169,10 +171,7 @@ class LiteRt:
         if not self.layer:
             found = self._network.get_output_details()
         elif not found:
-            names = [it["name"] for it in layers]
-            raise CdlmError(
-                f"encoder.layer: {self.model} has none\n    {nearest(self.layer, names)}"
-            )
+            raise CdlmError(f'encoder.layer: {self.model} has no "{self.layer}"\n    {self._near}')
         fits = [it for it in found if self._has_fields(it)]
         if not fits:
             shapes = ", ".join(f"{it['name']} is {'x'.join(map(str, it['shape']))}" for it in found)
@@ -181,6 +180,14 @@ class LiteRt:
                 "of H and W for one 1 x H x W x C"
             )
         return fits[-1]
+
+    @property
+    def _near(self) -> str:
+        """Layers with enough fields that the writer of a wrong name may have meant."""
+        layers = self._network.get_tensor_details()
+        names = {it["name"].partition(";")[0] for it in layers if self._has_fields(it)}
+        close = get_close_matches(self.layer, sorted(names), n=SHOWN, cutoff=0.0)
+        return f"nearest of its {len(names)} layers: {', '.join(close)}"
 
     def _has_fields(self, layer: dict[str, Any]) -> bool:
         shape = list(layer["shape"])

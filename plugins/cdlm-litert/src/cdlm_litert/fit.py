@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from cdlm.errors import CdlmError
+from cdlm.errors import CdlmError, DataError
 from cdlm.parts.datasets.photos import read
 from cdlm.parts.encoders.features import Features
 from cdlm_litert.encoder import LiteRt
@@ -52,11 +52,17 @@ class Squares:
 def fit(encoder: LiteRt, ready: Features, photos: Path, names: Sequence[str]) -> Projection:
     """The projection from what the layer says of these photos to their ready features.
 
-    Raises DataError for photos that can't be read, CdlmError where tokens differ in number.
+    Raises DataError for photos that can't be read, or are too few; CdlmError where tokens differ
+    in number.
     """
     (tokens, wide), (asked, narrow) = encoder.shape(), ready.shape()
     if tokens != asked:
         raise CdlmError(f"--grid: {tokens} tokens of an image, and {ready.path} has {asked}")
+    if len(names) * tokens <= wide:
+        raise DataError(
+            f"{photos}: {len(names):,} photos to fit to; a layer of width {wide:,} takes at least "
+            f"{wide // tokens + 1:,}, and some more are kept to judge by"
+        )
     squares = Squares.of(wide, narrow)
     for x, y in _pairs(encoder, ready, photos, names, "fitting"):
         squares.see(x, y)
