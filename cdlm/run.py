@@ -59,11 +59,6 @@ def begin(recipe: Recipe, root: Path, resume: bool, argv: Sequence[str]) -> RunD
         if stored(run).hash != recipe.hash:
             raise RunError(f"{run.recipe}: changed since the run began\n    undo that to go on")
         return run
-    if resume and (others := [it for it in rundir.runs(path.parent) if not RunDir(it).finished]):
-        log.warning(
-            "no run of this very recipe is there, and a new one begins; unfinished ones differ: %s",
-            ", ".join(map(str, others)),
-        )
     brought = {plugin.distribution: plugin.version for plugin in plugins.load().loaded}
     known = rundir.provenance(argv, recipe.seed, torch.get_num_threads(), brought)
     known |= {"hash": recipe.hash, "training": recipe.training_hash}

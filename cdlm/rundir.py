@@ -47,6 +47,7 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
 DRAWS = "draws.safetensors"
+RUNS = "runs"  # the folder of all runs, unless the command line is told otherwise
 MEMBERS = "members"  # of an ensemble: the runs that say captions together with the folder's own
 
 SLUG_CHARS = 60  # of the options in a folder's name; the hash tells longer ones apart
@@ -442,9 +443,6 @@ def _in_the_way(path: Path) -> Path:
     """The nearest thing that exists, if it is no folder, else the path itself."""
     there = next((p for p in (path, *path.parents) if os.path.lexists(p)), path)
     return there if os.path.lexists(there) and not isdir(there) else path
-
-
-RUNS = "runs"  # where the command line keeps them, unless told otherwise
 
 
 def _nearby(path: Path) -> str:

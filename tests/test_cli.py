@@ -7,11 +7,13 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from conftest import CDLM, RECIPE, Command, Finished
 from PIL import Image
 from safetensors.torch import save_file
@@ -613,3 +615,20 @@ def test_warnings_go_to_the_log_of_the_run_too(
     log = next((tmp_path / "runs").glob("*/*/log.txt")).read_text()
     assert "292 of 292 training captions are cut" in log
     assert logging.getLevelName(logging.WARNING) in log
+
+
+def test_an_interruption_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    app = typer.Typer()
+    app.command()(interrupted)
+    monkeypatch.setattr(command_line, "app", app)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # main adds one for good
+    monkeypatch.setattr(sys, "argv", ["cdlm"])
+    with pytest.raises(SystemExit) as end:
+        command_line.main()
+    assert end.value.code == 130
+    assert "stopped by SIGINT" in capsys.readouterr().err

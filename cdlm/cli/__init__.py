@@ -51,6 +51,7 @@ def main() -> None:
     """The `cdlm` command: exit code 2 and a message for what a person can mend."""
     logging.getLogger().addHandler(_Notes(logging.WARNING))
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself
     for stream in (sys.stdout, sys.stderr):  # a file's name, or a caption, may have no bytes there
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     plugins.load().add_commands(app)

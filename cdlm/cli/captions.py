@@ -69,11 +69,11 @@ def caption(
 
     Like: cdlm caption photo.jpg --run RUN --candidates 10. After each caption stands how far the
     other candidates say the same, 0 to 1: 5 of them, unless the run's recipe selects among others.
-    Photos that can't be read are named, and stop nothing.
-    --template "a [ ] dog on ..." gives words to keep: [ ] is one to fill in, and "..." at the end
-    lets the caption go on. What is left out is as in the run's recipe. With --n nothing is
-    selected: the captions stand in the order in which they were drawn. A run on ready features
-    needs the encoder that they are of: --set 'encoder={use="open_clip", ...}'.
+    Photos that can't be read are named, and stop nothing. --template "a [ ] dog on ..." gives words
+    to keep: [ ] is one to fill in, and "..." at the end lets the caption go on. What is left out is
+    as in the run's recipe. With --n nothing is selected: captions stand as they were drawn, those
+    of a run with beams the best first. A run on ready features needs the encoder that they are of:
+    --set 'encoder={use="open_clip", ...}'.
     """
     from cdlm.captioner import Captioner
     from cdlm.parts.datasets import photos
@@ -82,8 +82,7 @@ def caption(
     seeing, saying = _apart(set_ or ())
     options: Options = {
         "steps": steps, "sampler": sampler, "guidance": guidance, "template": template,
-        "forbid": forbid or (), "words": None if words is None else _limits(words),
-        "sets": saying,
+        "forbid": forbid or (), "words": words if words is None else _limits(words), "sets": saying,
     }  # fmt: skip
     found = photos.find(images)
     captioner = Captioner.load(run, device, seeing)

@@ -138,7 +138,7 @@ def evaluate(
     step: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="An earlier checkpoint's weights.")
     ] = None,
-    set_: Sets = None,
+    set_: SamplingSets = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from cdlm.cli.common import must_be_a_place
 from cdlm.errors import DataError
 from cdlm.parts.encoders.files import beside
 
@@ -39,7 +38,8 @@ def fit_projection(
     from cdlm_litert.encoder import LiteRt
     from cdlm_litert.fit import fit, unexplained
 
-    must_be_a_place(out)
+    if not out.parent.is_dir():
+        raise DataError(f"--out {out}: there is no folder {out.parent}")
     ready = Features(path=str(features))
     if not photos.is_dir():
         raise DataError(f"--photos {photos}: no such folder\n    {beside(photos)}")
