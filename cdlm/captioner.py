@@ -29,7 +29,7 @@ from cdlm.parts.selections import agreement
 from cdlm.recipe import Recipe
 from cdlm.run import caption_features
 from cdlm.rundir import RunDir
-from cdlm.sample import candidates, forbidden, searches, traces
+from cdlm.sample import at_once, candidates, forbidden, searches, traces
 
 Picture: TypeAlias = str | Path | Image
 SamplerTable: TypeAlias = str | dict[str, Any]
@@ -283,7 +283,7 @@ def detailed(job: Job, table: Tensor, count: int, seed: int, trace: bool) -> lis
     """
     rng, parts = Generator(job.device).manual_seed(seed), job.parts
     found = list[Caption]()
-    for rows in table.split(max(1, job.recipe.evaluate.batch // count)) if len(table) else ():
+    for rows in table.split(at_once(parts, job.recipe.evaluate.batch, count)) if len(table) else ():
         given = rows.to(job.device)
         if trace:
             walks = traces(parts, given, rng, count)
@@ -313,7 +313,8 @@ def different_captions(job: Job, table: Tensor, n: int, seed: int) -> list[list[
     sought = searches(job.parts)
     for attempt in range(SEARCHES if sought else TRIES):
         short = torch.tensor([i for i, texts in enumerate(found) if len(texts) < n])
-        for rows in short.split(max(1, job.recipe.evaluate.batch // n)) if len(short) else ():
+        each = at_once(job.parts, job.recipe.evaluate.batch, n)
+        for rows in short.split(each) if len(short) else ():
             many = n << attempt if sought else n  # a search gives the same ones again
             drawn = candidates(job.parts, table[rows].to(job.device), rng, many)
             for i, texts in zip(rows.tolist(), drawn, strict=True):

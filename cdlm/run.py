@@ -41,7 +41,7 @@ from cdlm.protocols import Encoder, Metric
 from cdlm.recipe import Choice, Recipe
 from cdlm.records import Answers, Event, Said
 from cdlm.rundir import DRAWS, METRICS, SAMPLES, RunDir
-from cdlm.sample import captions
+from cdlm.sample import at_once, captions
 from cdlm.speed import Meter
 from cdlm.stop import Stop
 from cdlm.train import Learner, learner, restore, snapshot, train
@@ -384,7 +384,7 @@ def caption_features(
     """
     rng = Generator(job.device).manual_seed(seed)
     said: list[Said] = []
-    for rows in table.split(max(1, batch // job.parts.selection.count)):
+    for rows in table.split(at_once(job.parts, batch, job.parts.selection.count)):
         said += captions(job.parts, rows.to(job.device), rng)
         tell("captions", len(said), len(table), "")
     return said

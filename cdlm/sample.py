@@ -69,6 +69,11 @@ def _states(
     return mask, sample(parts, condition, mask, steps, rng)
 
 
+def at_once(parts: Parts, batch: int, count: int) -> int:
+    """Images whose `count` candidates are made together, where captions of a batch are."""
+    return batch if searches(parts) else max(1, batch // count)
+
+
 def searches(parts: Parts) -> bool:
     """Whether captions are looked for instead of drawn, so that samples of an image are alike."""
     return bool(getattr(parts.process, "searches", False))
