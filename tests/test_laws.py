@@ -143,6 +143,15 @@ breaks("process", "knows_what_it_draws")(
         ),
     )
 )
+breaks("process", "finds_the_best")(
+    lambda: _process(
+        provides={"search"},
+        searches=True,
+        search=lambda self, parts, asked, mask, count: (
+            State(x=torch.full((3 * count, DIMS.length), 2), t=t) for t in (1.0, 0.0)
+        ),
+    )
+)
 breaks("process", "works_in_a_captioner")(
     lambda: _teaching(lambda loss, *given: {"mse": math.nan * loss(*given)["mse"]})
 )
