@@ -359,12 +359,9 @@ def _of_sampling(sets: Sequence[str], recipe: Recipe) -> Sequence[str]:
     """The sets themselves. Raises RecipeError for one that changes no caption."""
     allowed = ("encoder", *(kind for kind in SAMPLING if kind not in recipe.without))
     wrong, late = "it does not say how your images are captioned", "it is said to Captioner.load"
+    hint = f"allowed: {', '.join(allowed)}"
     mistakes = [
-        Mistake(
-            joined(SET, key),
-            late if key[0] == "encoder" else wrong,
-            f"allowed: {', '.join(allowed)}",
-        )
+        Mistake(joined(SET, key), late if key[0] == "encoder" else wrong, hint)
         for key in map(key_of, sets)
         if key[0] not in SAMPLING
     ]

@@ -1,9 +1,11 @@
-"""Where things lie that belong to no run: the feature cache, and what ships with the package."""
+"""Where things lie that belong to no run: all runs, the feature cache, and what ships with cdlm."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+RUNS = "runs"  # the folder of all runs, unless the command line is told otherwise
 
 
 def cache_dir() -> Path:

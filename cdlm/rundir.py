@@ -40,6 +40,7 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 from cdlm.errors import RunError
+from cdlm.places import RUNS
 
 RECIPE = "recipe.toml"
 PROVENANCE = "provenance.json"
@@ -47,7 +48,6 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
 DRAWS = "draws.safetensors"
-RUNS = "runs"  # the folder of all runs, unless the command line is told otherwise
 MEMBERS = "members"  # of an ensemble: the runs that say captions together with the folder's own
 
 SLUG_CHARS = 60  # of the options in a folder's name; the hash tells longer ones apart

@@ -23,6 +23,7 @@ from cdlm.cli.common import (
 )
 from cdlm.cli.training import carry_out
 from cdlm.errors import CdlmError
+from cdlm.places import RUNS
 
 if TYPE_CHECKING:
     from cdlm.conduct import How, Work
@@ -34,7 +35,7 @@ def point(
     recipe: RecipeFile,
     name: Annotated[str, typer.Option(help="Of the study.")],
     option: Annotated[list[str] | None, typer.Option(help="For the name of its folder.")] = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = Path(RUNS),
     device: Device = "auto",
     threads: Threads = 1,
 ) -> None:
@@ -63,7 +64,7 @@ def point(
 def study(
     file: Annotated[Path, typer.Argument(metavar="STUDY", help="A TOML file.")],
     set_: Sets = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = Path(RUNS),
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Points at a time.")] = 1,
     launcher: Annotated[
         str, typer.Option(metavar="NAME", help="Where points run: cdlm list launcher")

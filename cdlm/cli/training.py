@@ -27,6 +27,7 @@ from cdlm.cli.common import (
     write,
 )
 from cdlm.errors import CdlmError, Interrupted, nearest
+from cdlm.places import RUNS
 
 if TYPE_CHECKING:
     from cdlm.job import Job
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 def run(
     recipe: RecipeFile,
     set_: Sets = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = Path(RUNS),
     resume: Resume = False,
     device: Device = "auto",
     threads: Threads = 0,
@@ -52,7 +53,7 @@ def run(
 def train(
     recipe: RecipeFile,
     set_: Sets = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = Path(RUNS),
     resume: Resume = False,
     device: Device = "auto",
     threads: Threads = 0,

@@ -259,14 +259,14 @@ class Masked(nn.Module):
         beams = self.beams if self.beams * self.lengths >= count else count
         owner = torch.arange(len(mask), device=mask.device).repeat_interleave(self.lengths)
         alike = [(many == words).nonzero()[:, 0] for words in many.unique()]
-        searches = [
+        running = [
             self.search_alike(parts, condition, owner[rows], masks[rows], barred, beams)
             for rows in alike
         ]
         best = self.unsaid(parts, masks)[:, None].repeat(1, beams, 1)
         guessed, total = best.clone(), likely.new_zeros(len(masks), beams)
         for step in range(1, int(many.max()) + 1):
-            for rows, search in zip(alike, searches, strict=True):
+            for rows, search in zip(alike, running, strict=True):
                 for ids, guess, log_p in islice(search, 1):  # nothing, once it is at its end
                     best[rows], guessed[rows], total[rows] = ids, guess, log_p.to(total)
             score = (total + likely[:, None]) / ((5 + many[:, None]) / 6) ** self.penalty
