@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from cdlm import plugins, run
 from cdlm.conduct import Trial, Work
 from cdlm.job import Job
 from cdlm.progress import Tell, silent
 from cdlm.recipe import Recipe
-from cdlm.run import begin, evaluate_run, train_run
 from cdlm.rundir import RunDir
 
 STEPS = 12  # that are timed
@@ -36,15 +38,33 @@ def seconds(work: Work, device: str, tell: Tell = silent) -> float:
     for trial in _finished(work):
         paces.setdefault(size(trial.recipe), _known(trial))
     left = [trial for trial in work.trials.values() if trial.state != "finished"]
-    unknown = {size(trial.recipe): trial for trial in left}.keys() - paces.keys()
-    for i, key in enumerate(sorted(unknown)):
-        tell("sizes timed", i, len(unknown), "")
-        paces[key] = timed(next(it.recipe for it in left if size(it.recipe) == key), device, tell)
+    unknown = {size(it.recipe): it for it in left if size(it.recipe) not in paces}
+    with _each_warning_once(), plugins.unheard():
+        for i, key in enumerate(sorted(unknown)):
+            tell("sizes timed", i, len(unknown), "")
+            paces[key] = timed(unknown[key].recipe, device, tell)
     trained, total = set(work.trained), 0.0
     for trial in left:
         total += _expected(trial, paces[size(trial.recipe)], trial.recipe.training_hash in trained)
         trained.add(trial.recipe.training_hash)
     return total
+
+
+@contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """What runs warn of is said once, however many of them are timed."""
+    said = set[str]()
+
+    def new(record: logging.LogRecord) -> bool:
+        text, before = record.getMessage(), len(said)
+        said.add(text)
+        return len(said) > before
+
+    run.log.addFilter(new)
+    try:
+        yield
+    finally:
+        run.log.removeFilter(new)
 
 
 def size(recipe: Recipe) -> str:
@@ -84,13 +104,14 @@ def timed(recipe: Recipe, device: str, tell: Tell = silent) -> Pace:
     few = [f"train.steps={STEPS}", f"evaluate.limit={min(32, recipe.evaluate.limit or 32)}"]
     short = recipe.with_sets(few)
     with TemporaryDirectory(prefix="cdlm-estimate-") as folder:
-        job = Job.open(begin(short, Path(folder), False, []), device)
+        job = Job.open(run.begin(short, Path(folder), False, []), device)
         for split in ("train", recipe.evaluate.split):
             job.features(split, tell)  # into the cache: the points find them there
+        job.views("train", tell)
         began = time.monotonic()
         job = Job.open(job.run, device)
-        train_run(job)
-        found = evaluate_run(job)
+        run.train_run(job)
+        found = run.evaluate_run(job)
         whole = time.monotonic() - began
         trained, images = _seconds_of(job.run), len(job.split(recipe.evaluate.split).ids)
     each = found.seconds / len(found.said) / _sampling_steps(recipe)

@@ -12,7 +12,8 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 GROUP = "cdlm"
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
+HEARD = ContextVar("HEARD", default=True)  # whether plugins are told of events
 
 
 class Hooks:
@@ -112,7 +114,7 @@ class Plugins:
     def tell(self, event: Event, run_dir: Path) -> list[Failure]:
         """Tell every plugin of an event. Returns the failures to report: one for each plugin."""
         new = []
-        for plugin in self.loaded:
+        for plugin in self.loaded if HEARD.get() else ():
             try:
                 plugin.hooks.hook.cdlm_event(event=event, run_dir=run_dir)
             except (Exception, SystemExit) as error:
@@ -121,6 +123,16 @@ class Plugins:
                     new.append(plugin.failure(error))
         self.failures.extend(new)
         return new
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """No plugin is told of anything meanwhile, such as of a run that is only timed."""
+    before = HEARD.set(False)
+    try:
+        yield
+    finally:
+        HEARD.reset(before)
 
 
 @cache

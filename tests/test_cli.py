@@ -455,8 +455,14 @@ def test_train_then_run_with_resume_evaluates(
 
 def test_resume_where_nothing_is_begins(cdlm: Command, tiny_recipe: Path, tmp_path: Path) -> None:
     argv = ("train", tiny_recipe, "--runs", tmp_path / "runs", "--set", "train.steps=2", "--resume")
-    assert cdlm(*argv).code == 0
-    assert RunDir(next((tmp_path / "runs").glob("*/*"))).last_step == 2
+    said = cdlm(*argv)
+    assert (said.code, "nothing to go on with" in said.err) == (0, True)
+    run = RunDir(next((tmp_path / "runs").glob("*/*")))
+    assert run.last_step == 2
+    assert "nothing to go on with" not in cdlm(*argv).err
+    other = cdlm(*argv, "--set", "seed=3").err
+    assert "nothing to go on with" in other
+    assert f"unfinished, set otherwise: {run.path}\n" in other
 
 
 def test_eval_prints_the_table_of_what_is_set(cdlm: Command, tiny_run: Finished) -> None:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pluggy
 import pytest
 from conftest import CDLM, Command, environment
 
-from cdlm import board, conduct, outcome, recipe, study
+from cdlm import board, conduct, outcome, plugins, recipe, study
 from cdlm.conduct import How, Work
 from cdlm.protocols import Running
 from cdlm.rundir import SAMPLES, SUMMARY, RunDir, find, runs
@@ -352,6 +353,35 @@ def test_a_dry_run_that_knows_no_pace_times_some_steps(
     said = cdlm("study", six, "--dry-run", "--runs", tmp_path / "none")
     assert "estimate: about " in said.out
     assert not (tmp_path / "none").exists()
+
+
+def test_what_is_only_timed_reaches_no_plugin_and_warns_once(
+    tiny_recipe: Path, cdlm: Command, tmp_path: Path
+) -> None:
+    sizes = tmp_path / "sizes.toml"
+    sizes.write_text(
+        f'extends = "{tiny_recipe}"\nmodel.length = 4\n[study]\nseeds = [0]\n'
+        "[axis.size]\nsmall = { model.hidden = 16 }\nlarge = { model.hidden = 32 }\n"
+    )
+    heard = list[Path]()
+
+    class Spy:
+        @plugins.hookimpl
+        def cdlm_event(self, run_dir: Path) -> None:
+            heard.append(run_dir)
+
+    hooks = pluggy.PluginManager(plugins.GROUP)
+    hooks.add_hookspecs(plugins.Hooks)
+    hooks.register(Spy())
+    spy = plugins.Plugin("spy", "spy", "1", hooks)
+    plugins.load().loaded.append(spy)
+    try:
+        said = cdlm("study", sizes, "--dry-run", "--runs", tmp_path / "none")
+    finally:
+        plugins.load().loaded.remove(spy)
+    assert "estimate: about " in said.out
+    assert said.err.count("training captions are cut") == 1
+    assert heard == []
 
 
 def test_a_point_that_cannot_be_built_is_shown_with_its_last_lines(

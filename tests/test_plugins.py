@@ -13,7 +13,7 @@ import typer
 
 from cdlm import plugins, signature
 from cdlm.errors import CdlmError, PluginError
-from cdlm.plugins import Plugins, hookimpl
+from cdlm.plugins import Plugins, hookimpl, unheard
 from cdlm.records import Event
 
 BUILT_IN = ModuleType("built_in")
@@ -271,3 +271,7 @@ def test_events_reach_plugins_and_a_failing_one_is_reported_once(site: Path) -> 
     assert [it.distribution for it in first] == ["aa-broken"]
     assert second == []
     assert (site / "loss").exists() and (site / "end").exists()
+    with unheard():
+        loaded.tell(Event(step=3, name="timed", value=0.5), site)
+    loaded.tell(Event(step=4, name="after", value=0.5), site)
+    assert (site / "after").exists() and not (site / "timed").exists()

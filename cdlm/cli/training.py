@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from cdlm.run import Outcome
     from cdlm.rundir import RunDir
 
+NEAR = 3  # unfinished runs that are named where there is nothing to resume
+
 
 @app.command()
 def run(
@@ -82,8 +84,10 @@ def _train(
     chosen = choose_device(device)
     with ranks.joined():
         with ranks.first():
-            there = resume or ranks.rank() > 0
-            folder = begin(resolved, runs, there, sys.argv)
+            first = ranks.rank() == 0
+            folder = begin(resolved, runs, resume or not first, sys.argv)
+            if resume and first and folder.last_step is None:
+                note(_begun(folder))
         if ranks.rank() > 0:
             _follow(folder, chosen)
             return
@@ -96,6 +100,16 @@ def _train(
         _show(job, outcome, picture)
     else:
         print(f"run: {folder.path}")
+
+
+def _begun(run: RunDir) -> str:
+    """That there was nothing to go on with, and which runs could be meant."""
+    from cdlm import rundir
+
+    others = map(rundir.RunDir, rundir.runs(run.path.parent))
+    unfinished = [str(it.path) for it in others if it.last_step is not None and not it.finished]
+    said = "--resume: nothing to go on with where the recipe is set so; training begins"
+    return "\n    ".join([said, *(f"unfinished, set otherwise: {it}" for it in unfinished[:NEAR])])
 
 
 def _follow(folder: RunDir, device: str) -> None:
