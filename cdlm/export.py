@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,16 @@ def export(
     to train on, the optimizer's memory is missing. Captions, and those of the dataset beside them,
     stay behind. bfloat16 keeps 8 of 24 bits of every weight and halves the file.
     With `members`, and those that the run has already, it is an ensemble: they say its captions
-    together, sampled as `sets` have it. `step` and `average` hold for all that are not yet members.
+    together, by one encoder and sampled as `sets` have it. `step` and `average` hold for all that
+    are not yet members.
     Source: Vaswani et al. 2017, section 6.1 (the mean of checkpoints).
     Raises RunError where there is no such checkpoint, where runs can't say captions together, and
     where `out` exists; RecipeError for sets that the weights rest on.
     """
     recipe = altered(stored(run), sets)
     others = [*run.members, *(it for member in members for it in (member, *member.members))]
-    theirs = alike(run, others)
+    seen = {"encoder": recipe.choices["encoder"]}
+    theirs = [replace(it, choices=it.choices | seen) for it in alike(run, others)]
     try:
         with draft_folder(out) as place:
             _write(run, recipe, place, step, average, precision)

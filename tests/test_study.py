@@ -221,8 +221,8 @@ def test_the_tables_of_the_readme_are_filled_in_by_its_script(tmp_path: Path) ->
     spec.loader.exec_module(fill)
     text = (STUDIES / "README.md").read_text()
     small = {f"studies-{path.stem}" for path in SHIPPED if path.parent.name == "studies"}
-    photos = {"process", "flickr8k", "studies-flickr8k-leads"}
-    assert small | photos == {it[1] for it in fill.PLACE.findall(text)}
+    others = {"process", "studies-flickr8k-leads", "studies-flickr8k-training"}
+    assert small | others == {it[1] for it in fill.PLACE.findall(text)}
     (tmp_path / "studies-width").mkdir()
     (tmp_path / "studies-width" / "table.md").write_text("| new |\n")
     once = fill.filled(text, tmp_path)

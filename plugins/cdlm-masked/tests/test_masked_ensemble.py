@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,15 @@ def test_it_is_a_run_like_any_other(runs: list[RunDir], tmp_path: Path) -> None:
     assert len(RunDir(flat).members) == 2
     captioner = cdlm.Captioner.load(out, "cpu")
     assert len(captioner.of_features(torch.randn(4, 1, 8), sets=["process.beams=2"])) == 4
+
+
+def test_all_of_it_see_by_the_encoder_that_is_set(runs: list[RunDir], tmp_path: Path) -> None:
+    before = Path(str(recipe.load(runs[0].recipe).one("encoder").parameters["path"]))
+    moved = shutil.copy(before, tmp_path / "moved.safetensors")
+    sets = [f'encoder.path="{moved}"']
+    out = RunDir(export(runs[0], tmp_path / "both", sets=sets, members=runs[1:2]))
+    assert str(before) not in "".join(it.recipe_text() for it in (out, *out.members))
+    assert len(said(out)) == 8
 
 
 def test_a_captioner_with_beams_says_the_best_it_finds(runs: list[RunDir]) -> None:
