@@ -49,7 +49,10 @@ class Hooks:
 
     @hookspec
     def cdlm_event(self, event: Event, run_dir: Path) -> None:
-        """Hear of everything that happens in a run. What it raises is reported once, no more."""
+        """Hear of everything that happens in a run, but not of steps that a dry run times.
+
+        What it raises is reported once, no more.
+        """
 
 
 HOOKS = [name for name in vars(Hooks) if name.startswith("cdlm_")]
