@@ -281,6 +281,7 @@ def detailed(job: Job, table: Tensor, count: int, seed: int, trace: bool) -> lis
 
     And with its trace, if asked for.
     """
+    job.begin_selection()
     rng, parts = Generator(job.device).manual_seed(seed), job.parts
     found = list[Caption]()
     for rows in table.split(at_once(parts, job.recipe.evaluate.batch, count)) if len(table) else ():

@@ -26,7 +26,7 @@ from cdlm.layers import SET, joined, key_of
 from cdlm.parts.lengths import Predicted
 from cdlm.places import cache_dir
 from cdlm.progress import Tell, silent
-from cdlm.protocols import Encoder, Split, Tokenizer
+from cdlm.protocols import Encoder, Selection, Split, Tokenizer
 from cdlm.recipe import Choice, Recipe
 from cdlm.records import Dims
 from cdlm.rundir import RunDir
@@ -171,6 +171,7 @@ class Job:
     device: str
     splits: dict[str, Split] = field(default_factory=dict)  # those loaded so far, by name
     members: tuple[Job, ...] = ()  # of an ensemble: those that say captions together with it
+    begun: list[Selection] = field(default_factory=list)  # that were shown the training photos
 
     @classmethod
     def open(cls, run: RunDir, device: str, sets: Sequence[str] = ()) -> Job:
@@ -233,6 +234,17 @@ class Job:
         """The features of other views of a split's photos, K N C each; None without any."""
         seen = make(self.recipe.one("views"))
         return view_features(self.parts.encoder, seen, self.split(name), cache_dir(), tell)
+
+    def begin_selection(self, tell: Tell = silent) -> None:
+        """Show the selection the training photos, if it asks. Raises DataError, CdlmError."""
+        selection = self.parts.selection
+        begin = getattr(selection, "begin", None)
+        if begin is None or any(it is selection for it in self.begun):
+            return
+        split = self.split("train")
+        of_each = zip(split.captions, split.pictured, strict=True)
+        begin([texts for texts, there in of_each if there], self.features("train", tell))
+        self.begun.append(selection)
 
     def load_weights(self, step: int | None = None) -> int:
         """Take the averaged weights of the newest checkpoint, or of one step; says which.

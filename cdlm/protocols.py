@@ -382,7 +382,11 @@ class Constraint(Protocol):
 
 
 class Selection(Protocol):
-    """kind `selection`: one caption of several candidates."""
+    """kind `selection`: one caption of several candidates.
+
+    One that has a method `begin(captions, features)` is shown the captions of each training photo
+    and the photos' features, images N C, before it chooses.
+    """
 
     count: int  # candidates for each image
     needs: ClassVar[set[str]]  # {"new_texts"} where it asks the encoder to read captions

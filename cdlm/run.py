@@ -382,6 +382,7 @@ def caption_features(
     Equal calls give equal captions. A row's noise is drawn after that of the rows before it, so
     that its caption may change with its place among them and with `batch`.
     """
+    job.begin_selection(tell)
     rng = Generator(job.device).manual_seed(seed)
     said: list[Said] = []
     for rows in table.split(at_once(job.parts, batch, job.parts.selection.count)):

@@ -270,6 +270,25 @@ def test_a_selection_keeps_its_other_parameters_with_another_count(
     assert (job.parts.selection.count, job.parts.selection.by) == (6, "cider")  # type: ignore[attr-defined]
 
 
+def test_a_selection_that_asks_is_shown_the_training_photos(
+    captioner: Captioner, photos: list[Path], features: Tensor
+) -> None:
+    """By every way to a caption; once, and again for another."""
+    sets = ["selection={ use = 'consensus', count = 3, nearest = 2 }"]
+    chosen = captioner.details(photos, sets=sets)
+    assert [it.text for it in chosen] == captioner(photos, sets=sets)
+    assert all(it.text in it.candidates and len(it.candidates) == 3 for it in chosen)
+    job = captioner._job.sampling(sets)
+    job.begin_selection()
+    before: Any = job.parts.selection
+    shown = before.photos
+    job.begin_selection()
+    assert before.photos is shown and len(before.captions) == len(job.split("train").ids)
+    again = job.sampling(["selection.nearest=1"])
+    again.begin_selection()
+    assert again.parts.selection is not before and again.parts.selection.photos is not shown  # type: ignore[attr-defined]
+
+
 def test_a_trace_is_the_way_of_the_same_caption(captioner: Captioner, photos: list[Path]) -> None:
     plain = captioner.details(photos, candidates=3, steps=4)
     traced = captioner.details(photos, candidates=3, steps=4, trace=True)

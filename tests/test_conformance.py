@@ -155,6 +155,7 @@ test_first = conformance("selection", "first")
 test_mbr = conformance("selection", "mbr", count=4)
 test_mbr_by_cider = conformance("selection", "mbr", count=4, by="cider")
 test_mbr_of_one = conformance("selection", "mbr", count=1)
+test_consensus = conformance("selection", "consensus", count=4, nearest=2)
 test_similarity = conformance("selection", "similarity", count=4)
 
 test_generated = conformance("length", "generated")

@@ -90,6 +90,7 @@ OPTIONS: dict[Item, dict[str, Any]] = {  # what a component can't do without, or
     ("constraint", "size"): {"least": 1, "most": 10},
     ("selection", "mbr"): {"count": 2},
     ("selection", "similarity"): {"count": 2},
+    ("selection", "consensus"): {"count": 2},
     ("metric", "image_similarity"): {"encoder": {"use": "open_clip", "model": "cdlm:shapes_clip"}},
 }
 
@@ -346,6 +347,8 @@ def test_all_pairs_train_and_sample(row: dict[str, str], files: Path) -> None:
     for event in train(parts, learner(parts, steps, "cpu"), data, steps, seed=0):
         assert math.isfinite(event.value), f"{event.name} is {event.value}"
     parts.modules().eval()
+    if begin := getattr(parts.selection, "begin", None):
+        begin(learnt.captions, tensors["train"])
     for state in sampled(parts, tensors["val"]):
         assert bool(state.x.isfinite().all()), f"x at t = {state.t} is not finite"
     said = [it.caption for it in captions(parts, tensors["val"], rng(), steps=2)]

@@ -146,6 +146,7 @@ BUILT_IN = {
     "selection": {
         "first": "cdlm.parts.selections:First",
         "mbr": "cdlm.parts.selections:Mbr",
+        "consensus": "cdlm.parts.selections:Consensus",
         "similarity": "cdlm.parts.selections:Similarity",
     },
     "metric": {

@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cdlm.errors import CdlmError
+from cdlm.parts.cider import CiderD
 from cdlm.parts.metrics import tokenize
 from cdlm.protocols import Encoder
-from cdlm.values import Positive
+from cdlm.values import NonNegative, Positive
 
 ORDERS = (1, 2, 3, 4)  # lengths of the n-grams
 SIGMA = 6.0  # words: how far two captions' lengths may differ, as in CIDEr-D
@@ -60,6 +63,60 @@ class Mbr:
         utility: Callable[[Words, Words], float]
         utility = cider if self.by == "cider" else _bleu
         return [_best(texts, _mean_utilities(texts, utility)) for texts in candidates]
+
+
+class Consensus:
+    """The candidate that is most like the others, and like the captions of similar training photos.
+
+    argmax_i mean_{j != i} u(candidate_i, candidate_j) + weight mean_r CIDEr-D(candidate_i, r), u as
+    `mbr` has it by = "cider", r the captions of the `nearest` training photos, n-grams as rare as
+    in all training captions. Photos are near by the cosine of their features, of a grid the mean,
+    less the mean of all training photos. Among equals the text that is last in the alphabet.
+    It needs the training photos and captions wherever it is used. A training photo finds itself:
+    what is said of the training split in this way is no measure.
+    Shapes: features B N C -> B positions.   Source: Devlin et al. 2015 (arXiv 1505.04467), whose
+    consensus is of the training captions alone; of the candidates, Kumar & Byrne 2004.
+    Raises CdlmError where it was not shown the training photos.
+    """
+
+    needs: ClassVar[set[str]] = set()
+
+    def __init__(
+        self,
+        *,
+        count: Positive = 10,  # candidates for each image
+        nearest: Positive = 15,  # training photos whose captions count; all, if there are fewer
+        weight: NonNegative = 5.0,  # of their captions beside the other candidates
+    ):
+        self.count, self.nearest, self.weight = count, nearest, weight
+        self.score = CiderD([])
+        self.captions: list[list[str]] = []
+        self.photos = self.middle = torch.empty(0)
+
+    def begin(self, captions: list[list[str]], features: Tensor) -> None:
+        """The captions of each training photo, and their features, photos N C."""
+        self.score, self.captions = CiderD(captions), captions
+        photos = features.float().mean(1)
+        self.middle = photos.mean(0)
+        self.photos = F.normalize(photos - self.middle, dim=1)
+
+    def __call__(
+        self, candidates: list[list[str]], features: Tensor, encoder: Encoder
+    ) -> list[int]:
+        if not self.captions:
+            raise CdlmError("selection consensus: it has not been shown the training photos")
+        images = F.normalize(features.float().mean(1).to(self.photos) - self.middle, dim=1)
+        many = min(self.nearest, len(self.captions))
+        near = (images @ self.photos.T).topk(many, 1).indices.tolist()
+        return [self._chosen(texts, rows) for texts, rows in zip(candidates, near, strict=True)]
+
+    def _chosen(self, texts: list[str], rows: list[int]) -> int:
+        """The position of the best of these, by the training photos in these rows."""
+        references = [text for row in rows for text in self.captions[row]]
+        alike = {text: self.score(text, references) for text in set(texts)}
+        among = _mean_utilities(texts, cider)
+        both = [one + self.weight * alike[text] for one, text in zip(among, texts, strict=True)]
+        return _best(texts, both)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from cdlm.parts.guidance import Classifier
 from cdlm.parts.lengths import Predicted
+from cdlm.protocols import Selection
 from cdlm.records import Answers, Batch, Condition, Dims, Guess, Level, Noised, Stream
 
 B = 3
@@ -22,6 +23,14 @@ LENGTHS = (6, 3, 1)  # positions of each caption, its end token among them
 CAPTIONS = ["a dog runs", "a red ball", "two dogs run on grass", "a dog on grass"]
 SOME = [2, 0]  # two of the three captions of a batch, in another order
 IDS = ["image-0", "image-1", "image-2", "image-3"]  # of the images to which they belong
+
+
+def begun(selection: Selection) -> Selection:
+    """The selection, which has been shown these captions as those of training, if it asks."""
+    if begin := getattr(selection, "begin", None):
+        shape = len(CAPTIONS), DIMS.image_tokens, DIMS.image_width
+        begin([[text] for text in CAPTIONS], torch.randn(shape, generator=rng()))
+    return selection
 
 
 def rng(seed: int = 0) -> Generator:

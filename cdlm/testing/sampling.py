@@ -28,7 +28,7 @@ from cdlm.protocols import (
 )
 from cdlm.records import State
 from cdlm.sample import captions
-from cdlm.testing.examples import CAPTIONS, DIMS, SOME, B, Codes, quarter_circle, rng
+from cdlm.testing.examples import CAPTIONS, DIMS, SOME, B, Codes, begun, quarter_circle, rng
 from cdlm.testing.oracles import constant, drawn, gaussian, points
 from cdlm.testing.whole import captioner
 
@@ -294,7 +294,9 @@ class _Letters:
         return torch.tensor(rows, dtype=torch.float32)[:, None]
 
 
-def _candidates(count: int) -> tuple[list[list[str]], Tensor, Any]:
+def _candidates(selection: Selection) -> tuple[list[list[str]], Tensor, Any]:
+    """Some for each image; the selection has been shown training captions, if it asks for them."""
+    count = begun(selection).count
     texts = [[CAPTIONS[(i + j) % len(CAPTIONS)] for j in range(count)] for i in range(B)]
     features = torch.randn(B, DIMS.image_tokens, DIMS.image_width, generator=rng())
     return texts, features, _Letters()
@@ -303,7 +305,7 @@ def _candidates(count: int) -> tuple[list[list[str]], Tensor, Any]:
 def check_selection_chooses_a_candidate(selection: Selection) -> None:
     """One position below `count` for each image; `count` is at least 1; also for empty texts."""
     assert selection.count >= 1, f"count = {selection.count}"
-    texts, features, encoder = _candidates(selection.count)
+    texts, features, encoder = _candidates(selection)
     texts[0] = [""] * selection.count
     chosen = selection(texts, features, encoder)
     assert len(chosen) == B, f"{len(chosen)} choices for {B} images"
@@ -312,7 +314,7 @@ def check_selection_chooses_a_candidate(selection: Selection) -> None:
 
 def check_selection_ignores_the_order(selection: Selection) -> None:
     """The same text is chosen whatever the order of the candidates."""
-    texts, features, encoder = _candidates(selection.count)
+    texts, features, encoder = _candidates(selection)
     turned = [row[::-1] for row in texts]
     one, two = (selection(rows, features, encoder) for rows in (texts, turned))
     said = [row[i] for row, i in zip(texts, one, strict=True)]
@@ -322,7 +324,7 @@ def check_selection_ignores_the_order(selection: Selection) -> None:
 
 def check_selection_counts_each_image_alone(selection: Selection) -> None:
     """What is chosen for an image does not depend on the others."""
-    texts, features, encoder = _candidates(selection.count)
+    texts, features, encoder = _candidates(selection)
     chosen = selection(texts, features, encoder)
     for i in range(B):
         assert selection(texts[i : i + 1], features[i : i + 1], encoder) == chosen[i : i + 1]

@@ -38,7 +38,7 @@ from cdlm.protocols import Conditioning, Denoiser
 from cdlm.recipe import Choice, TrainTable
 from cdlm.records import Condition
 from cdlm.sample import captions, sample
-from cdlm.testing.examples import CAPTIONS, DIMS, IDS, rng
+from cdlm.testing.examples import CAPTIONS, DIMS, IDS, begun, rng
 from cdlm.train import learner, train
 
 KINDS = frozenset({*SINGLE, "tokenizer", "conditioning", "denoiser", "loss", "constraint"})
@@ -85,6 +85,7 @@ def captioner(**others: Any) -> Parts:
             "selection": First(),
         } | others
         parts["tokenizer"].fit(CAPTIONS)
+        begun(parts["selection"])
     return Parts(**parts)
 
 

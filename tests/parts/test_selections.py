@@ -12,7 +12,8 @@ import torch
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 from torch import Tensor
 
-from cdlm.parts.selections import First, Mbr, Similarity, cider, sentence_bleu
+from cdlm.errors import CdlmError
+from cdlm.parts.selections import Consensus, First, Mbr, Similarity, cider, sentence_bleu
 
 MAT = ["the", "cat", "is", "on", "the", "mat"]
 NOTHING: Any = None  # for what a selection does not look at
@@ -118,6 +119,49 @@ def test_likeness_is_averaged_over_the_others(by: str) -> None:
 
 def test_case_and_marks_do_not_count() -> None:
     assert mbr(["A dog .", "one cat", "a dog"]) in ("A dog .", "a dog")
+
+
+# -------------------------------------------------------------------------------------- consensus
+
+PHOTOS = torch.tensor([[4.0, 0, 0], [0, 4.0, 0], [0, 0, 4.0]])[:, None].repeat(1, 2, 1)
+SEEN = [["a dog runs"], ["a man on a bench", "a man sits on a bench"], ["two red balls"]]
+SAID = ["a dog runs", "a man sits on a bench", "two red balls"]
+
+
+def consensus(**options: Any) -> Consensus:
+    selection = Consensus(count=3, **options)
+    selection.begin(SEEN, PHOTOS)
+    return selection
+
+
+def test_what_was_said_of_similar_photos_is_chosen() -> None:
+    """Each image is nearest to the training photo in its place."""
+    images = PHOTOS + 0.5 * torch.randn(PHOTOS.shape, generator=torch.Generator().manual_seed(0))
+    assert consensus(nearest=1)([SAID] * 3, images, NOTHING) == [0, 1, 2]
+
+
+def test_without_weight_it_is_minimum_bayes_risk() -> None:
+    texts = [["a red car", "a dog runs on sand", "a dog runs on grass"], SAID, SAID[::-1]]
+    chosen = consensus(weight=0.0)(texts, PHOTOS, NOTHING)
+    assert chosen == Mbr(count=3, by="cider")(texts, PHOTOS, NOTHING)
+
+
+def test_the_two_kinds_of_evidence_are_added() -> None:
+    """Two candidates are alike; the third is what the nearest photo's caption says."""
+    texts = [["a man in a hat", "a man in a cap", "a dog runs"]]
+    assert consensus(nearest=1, weight=0.1)(texts, PHOTOS[:1], NOTHING)[0] in (0, 1)
+    assert consensus(nearest=1, weight=5.0)(texts, PHOTOS[:1], NOTHING) == [2]
+
+
+def test_more_photos_than_there_are_are_all() -> None:
+    texts = [SAID]
+    every, many = consensus(nearest=3), consensus(nearest=99)
+    assert every(texts, PHOTOS[:1], NOTHING) == many(texts, PHOTOS[:1], NOTHING)
+
+
+def test_it_must_have_been_shown_the_training_photos() -> None:
+    with pytest.raises(CdlmError, match="not been shown"):
+        Consensus()([SAID], PHOTOS[:1], NOTHING)
 
 
 # ------------------------------------------------------------------------------------- similarity

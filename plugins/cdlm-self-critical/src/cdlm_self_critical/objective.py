@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor
 
 from cdlm.network import withhold
+from cdlm.parts.cider import CiderD
 from cdlm.records import Batch, Condition, Drawn
 from cdlm.values import Positive
-from cdlm_self_critical.cider import CiderD
 
 if TYPE_CHECKING:
     from cdlm.compose import Parts
@@ -43,7 +43,7 @@ class SelfCritical:
         self.reward = CiderD([])
 
     def begin(self, references: Sequence[Sequence[str]]) -> None:
-        self.reward = CiderD(references)
+        self.reward = CiderD(references, end=True)
 
     def __call__(self, parts: Parts, batch: Batch, rng: Generator) -> dict[str, Tensor]:
         condition = _repeated(withhold(batch, 0.0, rng), self.draws)

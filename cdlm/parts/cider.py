@@ -1,4 +1,4 @@
-"""CIDEr-D as a reward: of one caption, with the rarity of n-grams in the training captions."""
+"""CIDEr-D of single captions, with the rarity of n-grams in captions that are given beforehand."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ Vector: TypeAlias = list[dict[Gram, float]]
 class CiderD:
     """CIDEr-D, 0 to 10, of captions against references; idf = ln(images / images that have it).
 
-    The images are those given here, all of training; the metric takes those that it scores. As the
-    field trains, the end counts as a word, or captions would learn to break off in the middle.
+    The images are those given here, such as all of training; the metric takes those that it
+    scores. With `end` the end counts as a word, as the field has it where captions are trained on
+    the score: else they would learn to break off in the middle.
     Source: Vedantam et al. 2015; the end, in Luo et al. 2018 (arXiv 1803.04376), their code.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]]):
-        grams = (set().union(*map(_counts, texts)) for texts in references)
+    def __init__(self, references: Sequence[Sequence[str]], end: bool = False):
+        self.ends = [END] if end else []
+        grams = (set().union(*map(self.counts, texts)) for texts in references)
         self.images = Counter(gram for found in grams for gram in found)  # that have it
         self.most = math.log(max(len(references), 1))
         self.known: dict[str, tuple[Vector, list[float]]] = {}
@@ -36,12 +38,12 @@ class CiderD:
         """Its mean over the references. 0 where there is none."""
         if not references:
             return 0.0
-        said, lengths = self.vector(_counts(caption))
+        said, lengths = self.vector(caption)
         size = len(tokenize(caption))
         total = 0.0
         for text in references:
             if text not in self.known:
-                self.known[text] = self.vector(_counts(text))
+                self.known[text] = self.vector(text)
             other, others = self.known[text]
             apart = size - len(tokenize(text))
             near = math.exp(-(apart**2) / (2 * SIGMA**2))
@@ -50,21 +52,21 @@ class CiderD:
                     total += near * _clipped(said[n], other[n]) / (lengths[n] * others[n])
         return 10 * total / ORDERS / len(references)
 
-    def vector(self, counts: Counter[Gram]) -> tuple[Vector, list[float]]:
+    def vector(self, caption: str) -> tuple[Vector, list[float]]:
         """tf-idf for each n, and how long it is."""
         found: Vector = [{} for _ in range(ORDERS)]
-        for gram, count in counts.items():
+        for gram, count in self.counts(caption).items():
             rarity = self.most - math.log(max(1, self.images[gram]))
             found[len(gram) - 1][gram] = count * rarity
         return found, [math.sqrt(sum(x * x for x in one.values())) for one in found]
 
+    def counts(self, caption: str) -> Counter[Gram]:
+        """How often it has each n-gram."""
+        words = [*tokenize(caption), *self.ends]
+        return Counter(
+            tuple(words[i : i + n]) for n in range(1, ORDERS + 1) for i in range(len(words) - n + 1)
+        )
+
 
 def _clipped(said: dict[Gram, float], other: dict[Gram, float]) -> float:
     return sum(min(x, other[gram]) * other[gram] for gram, x in said.items() if gram in other)
-
-
-def _counts(caption: str) -> Counter[Gram]:
-    words = [*tokenize(caption), END]
-    return Counter(
-        tuple(words[i : i + n]) for n in range(1, ORDERS + 1) for i in range(len(words) - n + 1)
-    )
